@@ -206,7 +206,7 @@ class A2CConfig:
 
     observation: Literal["dict", "flat"] = "flat"
     """Give the policy the parts of the observation by name, or as one vector."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 6e-3
     """Learning rate."""
     n_steps: int = 8
     """Decisions between two updates of the policy."""
@@ -234,9 +234,9 @@ class PPOConfig:
 
     observation: Literal["dict", "flat"] = "flat"
     """Give the policy the parts of the observation by name, or as one vector."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Learning rate."""
-    n_steps: int = 32
+    n_steps: int = 16
     """Decisions between two updates of the policy."""
     batch_size: int = 16
     """Decisions of one minibatch."""

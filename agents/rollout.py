@@ -1,0 +1,110 @@
+"""Plays episodes: a search in which an agent learns, and single episodes of a policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agents.policy import Policy
+from agents.stable_baselines import SB3Agent
+from envs.recording import Recorder
+
+SEARCH_SEED = 1_000_003
+"""Added to the run's seed for the search, so that its batches are not the final student's."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """How an episode (or a search) went.
+
+    Attributes:
+        updates: optimiser updates done.
+        decisions: decisions taken.
+        seconds: wall-clock seconds of environment and agent; evaluations on the way left out.
+        rewards: total reward per episode.
+        reason: why it ended early, or None.
+    """
+
+    updates: int
+    decisions: int
+    seconds: float
+    rewards: tuple[float, ...]
+    reason: str | None = None
+
+
+def search(
+    agent: SB3Agent,
+    env: Recorder,
+    episodes: int,
+    decisions: int,
+    *,
+    seed: int,
+    logger_folder: Path | None,
+    stop: Callable[[], bool] | None = None,
+) -> Played:
+    """Let an agent learn over episodes.
+
+    Args:
+        agent: learns in place; ``agent.frozen()`` is its policy afterwards.
+        env: records the decisions; its environment's budget is the length of an episode.
+        episodes: number of episodes.
+        decisions: decisions of one episode.
+        seed: the run's seed.
+        logger_folder: where Stable-Baselines3 logs; None = nowhere.
+        stop: asked after each decision; True ends the search.
+    """
+    start = time.perf_counter()
+
+    def annotate(probabilities: np.ndarray, log_prob: float) -> None:
+        env.writer.annotate_last(probabilities, log_prob)
+
+    taken = agent.learn(
+        env,
+        episodes * decisions,
+        seed=seed + SEARCH_SEED,
+        logger_folder=logger_folder,
+        on_step=annotate,
+        stop=stop,
+    )
+    seconds = time.perf_counter() - start
+    rewards = tuple(env.rewards[:-1] if len(env.rewards) > episodes else env.rewards)
+    return Played(env.updates_done, taken, seconds, rewards)
+
+
+def play(
+    policy: Policy,
+    env: Recorder,
+    *,
+    seed: int,
+    measure: bool,
+    on_update: Callable[[int], None] | None = None,
+) -> Played:
+    """One episode of a policy that does not learn any more.
+
+    Args:
+        policy: chooses the actions; draws from a generator of its own, seeded by ``seed``.
+        env: records the decisions.
+        seed: seed of batches and policy; the same seed gives the same batches to every policy.
+        measure: measure rewards (and the observation that comes with them).
+        on_update: called with the updates done after each decision, e.g. to evaluate.
+    """
+    observation, _ = env.reset(seed=seed, options={"measure": measure})
+    policy.reset(np.random.default_rng([seed, 5]))
+    agent_seconds, decisions, terminated = 0.0, 0, False
+    reason = None
+    while not terminated:
+        start = time.perf_counter()
+        choice = policy.act(observation)
+        agent_seconds += time.perf_counter() - start
+        observation, _, terminated, _, info = env.step(choice.action)
+        env.writer.annotate_last(choice.probabilities, choice.log_prob)
+        decisions += 1
+        reason = info.get("reason")
+        if on_update is not None and reason is None:
+            on_update(info["update"])
+    seconds = env.seconds + agent_seconds
+    return Played(env.updates_done, decisions, seconds, tuple(env.rewards), reason)

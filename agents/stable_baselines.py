@@ -1,0 +1,255 @@
+"""a2c and ppo by Stable-Baselines3, with hard or soft actions.
+
+Everything runs on the CPU. Learning seeds and draws from the global generators of Python, numpy
+and torch (Stable-Baselines3 knows no others); a student must therefore have its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+from agents.frozen import (
+    SB3Policy,
+    action_distribution,
+    build_network,
+    log_probability,
+    policy_arguments,
+    policy_class,
+    probabilities,
+)
+from ksel.config import A2CConfig, PPOConfig, RunConfig
+from ksel.errors import UsageError
+from ksel.files import atomic_path
+
+ALGORITHMS: dict[str, type[A2C] | type[PPO]] = {"a2c": A2C, "ppo": PPO}
+
+# Soft actions begin in the middle of [0, 1] with a spread that seldom leaves it; Stable-Baselines3's
+# own start, mean 0 and deviation 1, would cut half of the first weights off at 0.
+SOFT_MEAN, SOFT_LOG_STD = 0.5, -1.0
+
+OnStep = Callable[[np.ndarray, float], None]
+
+
+class SB3Agent:
+    """a2c or ppo while it learns.
+
+    Args:
+        config: the run; its agent's group holds the hyper-parameters.
+        pool: names of the knowledge types.
+        observation_space: ``Dict`` of vectors.
+        action_space: ``MultiBinary(K)`` (hard) or ``Box(0, 1, (K,))`` (soft).
+
+    Raises:
+        UsageError: a hyper-parameter is outside its range.
+    """
+
+    learns = True
+
+    def __init__(
+        self,
+        config: RunConfig,
+        pool: Sequence[str],
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+    ) -> None:
+        self.name, self.pool = config.agent, tuple(pool)
+        self.settings: A2CConfig | PPOConfig = getattr(config, config.agent)
+        self.final = config.episodes.final
+        self.observation_space, self.action_space = observation_space, action_space
+        self.soft = isinstance(action_space, spaces.Box)
+        self.model: OnPolicyAlgorithm | None = None
+        check_hyper_parameters(self.name, self.settings)
+
+    def learn(
+        self,
+        env: gym.Env,
+        decisions: int,
+        *,
+        seed: int,
+        logger_folder: Path | None = None,
+        on_step: OnStep | None = None,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> int:
+        """Learn from exactly ``decisions`` steps of the environment.
+
+        The policy is updated every ``n_steps`` decisions; where that does not divide the whole,
+        the last update takes the rest as well (up to twice as many), so no decision is lost. The
+        environment is seeded at its first reset and, as always in Stable-Baselines3, reset once
+        more where an episode ends with the last decision.
+
+        Args:
+            env: a single environment, not a vector of them. It is not closed.
+            decisions: number of steps.
+            seed: of the environment's first reset, the network's weights and the actions; sets
+                the global generators of Python, numpy and torch.
+            logger_folder: where TensorBoard events (rollout/, train/, time/) go; None = nowhere.
+            on_step: called after each step with the probabilities (see :class:`Choice`) and the
+                log-probability of the action under the behaviour that chose it.
+            progress: called after each step with the number of decisions taken.
+            stop: asked after each step; True ends learning before the next update.
+
+        Returns:
+            The number of decisions taken. If an exception comes through (Ctrl-C), the policy as
+            it was after the last update is still there for :meth:`frozen`.
+
+        Raises:
+            UsageError: too few decisions to learn from.
+        """
+        if decisions < 2:
+            raise UsageError(
+                f"--agent {self.name} cannot learn from {decisions} decision(s). Raise "
+                f"--episodes.count, --episodes.share or the step budget (--optim.max_updates), "
+                f"or lower --env.phase_steps."
+            )
+        length = min(self.settings.n_steps, decisions)
+        self.model = model = self._build_model(env, length, seed)
+        logger = (
+            configure(str(logger_folder), ["tensorboard"]) if logger_folder else Logger(None, [])
+        )
+        model.set_logger(logger)
+        watch = _Watch(on_step, progress, stop)
+        last = length + decisions % length
+        try:
+            if decisions > last:
+                model.learn(decisions - last, watch, log_interval=1)
+            if not watch.stopped:
+                model.n_steps = model.rollout_buffer.buffer_size = last
+                model.learn(last, watch, log_interval=1, reset_num_timesteps=decisions == last)
+            # The figures of the last update would otherwise wait for a rollout that never comes.
+            logger.dump(model.num_timesteps)
+        finally:
+            logger.close()
+        return model.num_timesteps
+
+    def _build_model(self, env: gym.Env, length: int, seed: int) -> OnPolicyAlgorithm:
+        settings = asdict(self.settings)
+        flat = settings.pop("observation") == "flat"
+        settings["n_steps"] = length
+        if "batch_size" in settings:
+            settings["batch_size"] = min(settings["batch_size"], length)
+        policy_kwargs = policy_arguments(flat, settings.pop("net_arch"))
+        if self.soft:
+            policy_kwargs["log_std_init"] = SOFT_LOG_STD
+        with warnings.catch_warnings():
+            # A shorter last minibatch does no harm.
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+            model = ALGORITHMS[self.name](
+                policy_class(flat),
+                gym.wrappers.FlattenObservation(env) if flat else env,
+                policy_kwargs=policy_kwargs,
+                seed=seed,
+                device="cpu",
+                **settings,
+            )
+        if self.soft:
+            bias = actor_critic(model).get_parameter("action_net.bias")
+            torch.nn.init.constant_(bias, SOFT_MEAN)
+        return model
+
+    def frozen(self) -> SB3Policy:
+        """A copy of the policy as it is now; learning further does not change it.
+
+        Raises:
+            RuntimeError: ``learn`` was not called.
+        """
+        if self.model is None:
+            raise RuntimeError("call learn() before frozen()")
+        flat = self.settings.observation == "flat"
+        network = build_network(
+            self.observation_space, len(self.pool), self.soft, flat, self.settings.net_arch
+        )
+        network.load_state_dict(self.model.policy.state_dict())
+        return SB3Policy(self.name, network, self.pool, self.observation_space, flat, self.final)
+
+    def save_sb3_zip(self, path: Path) -> None:
+        """Write Stable-Baselines3's own zip, for its users; ksel never reads it.
+
+        Raises:
+            RuntimeError: ``learn`` was not called.
+        """
+        if self.model is None:
+            raise RuntimeError("call learn() before save_sb3_zip()")
+        with atomic_path(path) as temporary:
+            self.model.save(temporary)
+
+
+class _Watch(BaseCallback):
+    """Hands each decision's probabilities on, counts, and stops on demand."""
+
+    def __init__(
+        self,
+        on_step: OnStep | None,
+        progress: Callable[[int], None] | None,
+        stop: Callable[[], bool] | None,
+    ) -> None:
+        super().__init__()
+        self.on_step_done, self.progress, self.stop = on_step, progress, stop
+        self.stopped = False
+
+    def _on_step(self) -> bool:
+        if self.on_step_done is not None:
+            network = actor_critic(self.model)
+            # `obs_tensor` is what the action was drawn for; `clipped_actions` what was executed.
+            center, spread = action_distribution(network, self.locals["obs_tensor"])
+            action = np.asarray(self.locals["clipped_actions"][0], np.float32)
+            soft = isinstance(network.action_space, spaces.Box)
+            self.on_step_done(probabilities(center, soft), log_probability(action, center, spread))
+        if self.progress is not None:
+            self.progress(self.num_timesteps)
+        self.stopped = self.stop is not None and self.stop()
+        return not self.stopped
+
+
+def actor_critic(model: BaseAlgorithm) -> ActorCriticPolicy:
+    """The network of an a2c or ppo model."""
+    return cast(ActorCriticPolicy, model.policy)
+
+
+def check_hyper_parameters(agent: str, settings: A2CConfig | PPOConfig) -> None:
+    """Refuse values that Stable-Baselines3 cannot learn with.
+
+    Raises:
+        UsageError: names the option and its range.
+    """
+    least: dict[str, float] = {
+        "n_steps": 1,
+        "batch_size": 1,
+        "n_epochs": 1,
+        "ent_coef": 0,
+        "vf_coef": 0,
+    }
+    if settings.normalize_advantage:
+        # The deviation of a single advantage is not a number.
+        least |= {"n_steps": 2, "batch_size": 2}
+    for name, bound in least.items():
+        if getattr(settings, name, bound) < bound:
+            raise UsageError(
+                f"--{agent}.{name} is {getattr(settings, name)}; give {bound} or more"
+                + (f" (or --{agent}.normalize_advantage false)." if bound == 2 else ".")
+            )
+    for name in ("learning_rate", "max_grad_norm", "clip_range"):
+        if not getattr(settings, name, 1.0) > 0:
+            raise UsageError(f"--{agent}.{name} is {getattr(settings, name)}; give more than 0.")
+    for name in ("gamma", "gae_lambda"):
+        if not 0.0 <= getattr(settings, name) <= 1.0:
+            raise UsageError(
+                f"--{agent}.{name} is {getattr(settings, name)}; give a number from 0 to 1."
+            )
+    if any(width < 1 for width in settings.net_arch):
+        raise UsageError(f"--{agent}.net_arch has a width below 1; give positive widths.")

@@ -1,0 +1,341 @@
+"""The Gymnasium environment over the distiller: state = the student in training, action = the mask."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from envs.observation import Features, bounds, feature_names
+from envs.reward import DropScale, Exploration
+from ksel.errors import UsageError
+from ksel.evaluation import objective_value, predict_logits, score
+from ksel.records import DivergedError, Snapshot, Update
+from ksel.settings import config_from_dict
+from ksel.setup import Setup, prepare
+
+DIVERGED_REWARD = -1.0
+
+
+@dataclass
+class EnvSnapshot:
+    """Everything :meth:`DistillationEnv.set_snapshot` needs to go on from here."""
+
+    distiller: Snapshot
+    features: Features
+    scale: DropScale
+    exploration: Exploration
+    random: dict[str, Any]
+    objective: float
+    initial: float
+    decision: int
+    updates: int
+    measuring: bool
+    cls: dict[str, np.ndarray]
+
+
+class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
+    """One student's distillation, one decision at a time.
+
+    ## Description
+    Each step holds the action for ``env.phase_steps`` optimiser updates of the student and pays
+    the drop of an objective on the reward split, a slice of the training data that the student
+    never trains on.
+
+    ## Action Space
+    ``MultiBinary(K)`` (hard): bit k switches knowledge type k; any array-like, on means > 0.5.
+    ``Box(0, 1, (K,))`` (soft): the weight of type k; values outside are cut to the range.
+    The empty action is legal: the step is spent, nothing moves.
+
+    ## Observation Space
+    ``Dict``; ``training`` is always there unless ``env.observe`` leaves it out:
+
+    | Num | Observation | Min | Max |
+    | --- | --- | --- | --- |
+    | 0 | share of the step budget spent | 0 | 1 |
+    | 1 | learning rate over its peak | 0 | 1 |
+    | 2 | student's mean output entropy over its largest value (regression: 0) | 0 | 1 |
+    | 3 | share of the batch where student and teacher agree (regression: 1 - distance) | 0 | 1 |
+    | 4 | tanh of the last scaled drop of the objective | -1 | 1 |
+    | 5 | objective relative to the episode's start, (now - start) / start, cut | -1 | 1 |
+    | 6 .. 6+K-1 | per type: tanh log (loss / its running size) | -1 | 1 |
+    | 6+K .. | per type: tanh log (loss / loss one decision ago) | -1 | 1 |
+    | 6+2K .. | per type: credit; 0 while rewards are measured | -1 | 1 |
+    | 6+3K .. | per type: last action | 0 | 1 |
+    | 6+4K .. | per type: mean action of the episode so far | 0 | 1 |
+
+    What was not measured keeps its last value, 0 before the first. ``student_cls`` and
+    ``teacher_cls`` (options) are the mean last-layer [CLS] states [h] of the last batch, unbounded.
+
+    ## Rewards
+    The drop of ``env.objective`` over the decision, scaled as ``env.reward_scale`` says, minus
+    ``env.cost_per_type`` x sum of the action, plus ``env.exploration`` x the exploration reward,
+    plus, at the end, ``env.final_metric`` x the headline metric on the reward split. An episode
+    that diverges is paid -1 for its last decision.
+
+    ## Starting State
+    The student's initial weights, copied in place; the batch order is drawn from ``np_random``.
+
+    ## Episode End
+    ``terminated`` when the step budget is spent, or when a selected loss or the gradient is not
+    finite (``info["reason"]`` says which). Never truncated by itself.
+
+    ## Arguments
+    | Argument | Meaning |
+    | --- | --- |
+    | config | the run's settings as a (nested, JSON-able) dictionary; see ``python -m ksel.run --help`` |
+    | setup | or what :func:`ksel.setup.prepare` made of settings, to share teacher and data |
+    | soft | actions are weights; default: as ``env.actions`` says, auto = hard |
+    | updates | step budget of an episode; default: that of the settings |
+
+    ``reset(options={"updates": n, "measure": False})`` sets the budget for one episode, or switches
+    measuring (rewards are then 0 and the reward split is not touched).
+
+    ## Version History
+    * v0: first version.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own form
+
+    def __init__(
+        self,
+        config: dict[str, Any] | None = None,
+        setup: Setup | None = None,
+        soft: bool | None = None,
+        updates: int | None = None,
+    ) -> None:
+        if setup is not None and config is not None:
+            raise UsageError("DistillationEnv: give config or setup, not both.")
+        self.setup = setup if setup is not None else prepare(config_from_dict(config or {}))
+        self.settings = self.setup.config.env
+        self.distiller = self.setup.distiller
+        self.pool_names = self.setup.pool.names
+        self.feature_names = feature_names(self.pool_names)
+        self.soft = self.settings.actions == "soft" if soft is None else soft
+        self.updates = updates if updates is not None else self.setup.updates
+        count = len(self.pool_names)
+        self.action_space = (
+            spaces.Box(0.0, 1.0, (count,), np.float32) if self.soft else spaces.MultiBinary(count)
+        )
+        self.spaces = self._spaces(count)
+        self.observation_space = spaces.Dict(self.spaces)  # type: ignore[assignment]
+        self._running = False
+
+    def _spaces(self, count: int) -> dict[str, spaces.Space]:
+        low, high = bounds(count)
+        parts: dict[str, spaces.Space] = {"training": spaces.Box(low, high, dtype=np.float32)}
+        for name, shape in (
+            ("student_cls", self.setup.student_shape),
+            ("teacher_cls", self.setup.teacher_shape),
+        ):
+            parts[name] = spaces.Box(-np.inf, np.inf, (shape.width,), np.float32)
+        return {name: parts[name] for name in self.settings.observe}
+
+    # ----------------------------------------------------------------- Gymnasium
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Begin an episode with a fresh student; see the class for ``options``.
+
+        Raises:
+            UsageError: an unknown option, or a budget below 1.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        unknown = set(options) - {"updates", "measure"}
+        if unknown:
+            raise UsageError(
+                f"DistillationEnv.reset: unknown options {sorted(unknown)}; known: updates, measure."
+            )
+        self._updates = int(options.get("updates", self.updates))
+        if self._updates < 1:
+            raise UsageError(f"DistillationEnv: updates must be at least 1, not {self._updates}.")
+        self._measuring = bool(options.get("measure", True))
+        self.distiller.reset(int(self.np_random.integers(2**31)), self._updates)
+        self._features = Features(len(self.pool_names))
+        self._scale = DropScale(self.settings.reward_scale)
+        self._exploration = Exploration(self.soft)
+        self._decision = 0
+        self._cls = {
+            name: np.zeros(space.shape or (), np.float32)
+            for name, space in self.spaces.items()
+            if name != "training"
+        }
+        self._objective = self._initial = math.nan
+        if self._measuring:
+            self._see(self.distiller.observe())
+            self._objective = self._initial = self._measure()
+        self._running = True
+        return self._observation(), {"update": 0, **self._objective_info()}
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Hold the action for ``phase_steps`` updates; see the class for what is paid and seen.
+
+        Raises:
+            UsageError: the action has the wrong shape or is not finite, or a selected type has
+                no gradient.
+            gymnasium.error.ResetNeeded: the episode is over.
+        """
+        if not self._running:
+            raise gym.error.ResetNeeded("the episode is over (or never began); call reset() first")
+        mask = self.as_mask(action)
+        info: dict[str, Any] = {}
+        try:
+            reward, terminated = self._decide(mask, info)
+        except DivergedError as error:
+            reward, terminated = DIVERGED_REWARD, True
+            info = {"update": self.distiller.cursor, "reason": str(error)}
+        self._running = not terminated
+        return self._observation(), reward, terminated, False, info
+
+    def _decide(self, mask: np.ndarray, info: dict[str, Any]) -> tuple[float, bool]:
+        updates = self._hold(mask)
+        self._decision += 1
+        last = updates[-1]
+        peak = self.setup.config.optim.learning_rate
+        self._features.act(mask, self.distiller.cursor / self._updates, last.learning_rate / peak)
+        terminated = self.distiller.cursor >= self._updates
+        info |= {"update": self.distiller.cursor, **self._types_info(updates)}
+        return (self._reward(mask, terminated, info) if self._measuring else 0.0), terminated
+
+    # ----------------------------------------------------------------- snapshot
+
+    def get_snapshot(self) -> EnvSnapshot:
+        """Copy the whole state of the episode: student, optimiser, cursor, generators, features."""
+        return EnvSnapshot(
+            self.distiller.snapshot(),
+            self._features.copy(),
+            self._scale.copy(),
+            self._exploration.copy(),
+            dict(self.np_random.bit_generator.state),
+            self._objective,
+            self._initial,
+            self._decision,
+            self._updates,
+            self._measuring,
+            {name: value.copy() for name, value in self._cls.items()},
+        )
+
+    def set_snapshot(self, state: EnvSnapshot) -> dict[str, np.ndarray]:
+        """Return to a snapshot; the steps that follow are equal to the bit.
+
+        Returns:
+            The observation of that moment.
+        """
+        self.distiller.restore(state.distiller)
+        self._features = state.features.copy()
+        self._scale, self._exploration = state.scale.copy(), state.exploration.copy()
+        self.np_random.bit_generator.state = state.random
+        self._objective, self._initial = state.objective, state.initial
+        self._decision, self._updates = state.decision, state.updates
+        self._measuring = state.measuring
+        self._cls = {name: value.copy() for name, value in state.cls.items()}
+        self._running = self.distiller.cursor < self._updates
+        return self._observation()
+
+    # ----------------------------------------------------------------- parts of a step
+
+    def training_features(self) -> np.ndarray:
+        """The ``training`` vector as it is now, whether or not it is part of the observation."""
+        return self._features.training()
+
+    def as_mask(self, action: Any) -> np.ndarray:
+        """The action as it is carried out, [K] float32.
+
+        Raises:
+            UsageError: the wrong number of entries, or one that is not finite.
+        """
+        values = np.asarray(action, dtype=np.float32)
+        if values.shape != (len(self.pool_names),) or not np.isfinite(values).all():
+            raise UsageError(
+                f"DistillationEnv.step: the action must be {len(self.pool_names)} finite numbers, "
+                f"one for each of {', '.join(self.pool_names)}; it was {action!r}."
+            )
+        return np.clip(values, 0.0, 1.0) if self.soft else (values > 0.5).astype(np.float32)
+
+    def _hold(self, mask: np.ndarray) -> list[Update]:
+        remaining = self._updates - self.distiller.cursor
+        count = min(self.settings.phase_steps, remaining)
+        updates = []
+        for number in range(count):
+            observe = self._measuring and number == count - 1
+            updates.append(self.distiller.update(mask, observe=observe))
+        if self._measuring:
+            self._see(updates[-1])
+        return updates
+
+    def _see(self, update: Update) -> None:
+        self._features.see(update, self.distiller.sizes.values())
+        for name in self._cls:
+            state = getattr(update, name)
+            if state is not None:
+                self._cls[name] = state.astype(np.float32)
+
+    def _reward(self, mask: np.ndarray, terminated: bool, info: dict[str, Any]) -> float:
+        before, self._objective = self._objective, self._measure()
+        drop = before - self._objective
+        if not math.isfinite(drop):
+            raise DivergedError(
+                f"the {self.settings.objective} objective on the reward split is {self._objective}"
+            )
+        scaled, scale = self._scale(drop)
+        self._features.judge(scaled, self._objective, self._initial)
+        info |= {**self._objective_info(), "drop": drop, "reward_scale": scale}
+        reward = scaled - self.settings.cost_per_type * float(mask.sum())
+        if self.settings.exploration:
+            reward += self.settings.exploration * self._exploration(mask)
+        if terminated and self.settings.final_metric:
+            reward += self.settings.final_metric * self._final_metric()
+        return reward
+
+    def _measure(self) -> float:
+        return objective_value(
+            self.settings.objective,
+            self._reward_logits(),
+            self._reward_labels(),
+            self.setup.task,
+            self.settings.margin_width,
+        )
+
+    def _final_metric(self) -> float:
+        metrics = score(self.setup.task, self._reward_logits(), self._reward_labels())
+        return metrics[self.setup.task.metrics[0]]
+
+    def _reward_logits(self) -> Any:
+        split = self.setup.reward
+        with self.distiller.ledger.time("held_out", len(split)):
+            return predict_logits(
+                self.distiller.student,
+                split,
+                batch_size=self.setup.config.batching.eval_size,
+                device=self.distiller.device,
+            )
+
+    def _reward_labels(self) -> Any:
+        assert self.setup.reward.labels is not None
+        return self.setup.reward.labels
+
+    def _objective_info(self) -> dict[str, float]:
+        return {"objective": self._objective} if math.isfinite(self._objective) else {}
+
+    def _types_info(self, updates: list[Update]) -> dict[str, float]:
+        info = {
+            "learning_rate": updates[-1].learning_rate,
+            "clip_norm": float(np.mean([u.clip_norm for u in updates])),
+        }
+        for name in ("loss", "scale", "weight", "grad_norm"):
+            values = np.array([getattr(u, name) for u in updates])
+            for k, type_name in enumerate(self.pool_names):
+                seen = values[np.isfinite(values[:, k]), k]
+                if len(seen):
+                    info[f"{name}/{type_name}"] = float(seen.mean())
+        return info
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        everything = {"training": self._features.training(), **self._cls}
+        return {name: everything[name].copy() for name in self.spaces}

@@ -1,0 +1,113 @@
+"""A wrapper that writes down every decision: schedule rows, measurements, progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from envs.distillation import DistillationEnv
+from ksel.tracking import Tracker
+from ksel.trajectory import DecisionRow, ScheduleWriter
+
+OnDecision = Callable[[int, float, dict[str, Any]], None]
+
+
+class Recorder(gym.Wrapper):
+    """Records each decision of a :class:`DistillationEnv` and passes everything else through.
+
+    Args:
+        env: the environment.
+        stage: ``search``, ``final`` or ``reference:<name>``.
+        writer: where rows go.
+        tracker: where measurements go; None = nowhere.
+        on_decision: called as ``on_decision(updates, reward, info)`` after each decision.
+
+    Attributes:
+        seconds: wall-clock seconds spent inside resets and steps.
+        rewards: total reward of each finished or begun episode.
+    """
+
+    def __init__(
+        self,
+        env: DistillationEnv,
+        stage: str,
+        writer: ScheduleWriter,
+        tracker: Tracker | None = None,
+        on_decision: OnDecision | None = None,
+    ) -> None:
+        super().__init__(env)
+        self.inner = env
+        self.stage = stage
+        self.writer = writer
+        self.tracker = tracker
+        self.on_decision = on_decision
+        self.seconds = 0.0
+        self.updates_done = 0
+        self.rewards: list[float] = []
+        self._before = np.zeros(0)
+        self._update = self._decision = 0
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; see :meth:`DistillationEnv.reset`."""
+        start = time.perf_counter()
+        observation, info = self.env.reset(**arguments)
+        self.seconds += time.perf_counter() - start
+        if not self.rewards or self._decision:
+            self.rewards.append(0.0)
+        self._update = self._decision = 0
+        self._before = self.inner.training_features()
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take a decision and record it; see :meth:`DistillationEnv.step`."""
+        start = time.perf_counter()
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.seconds += time.perf_counter() - start
+        reward = float(reward)
+        self.rewards[-1] += reward
+        mask = self.inner.as_mask(action)
+        self.writer.add(self._row(mask, reward, terminated, info))
+        self.updates_done += info["update"] - self._update
+        self._update = info["update"]
+        self._decision += 1
+        self._before = self.inner.training_features()
+        if self.tracker is not None:
+            self.tracker.log_decision(
+                self.stage, self.updates_done, action=mask, reward=reward, info=info
+            )
+        if self.on_decision is not None:
+            self.on_decision(info["update"], reward, info)
+        return observation, reward, terminated, truncated, info
+
+    def _row(
+        self, mask: np.ndarray, reward: float, terminated: bool, info: dict[str, Any]
+    ) -> DecisionRow:
+        names = self.inner.pool_names
+
+        def column(block: str) -> np.ndarray:
+            return np.array([info.get(f"{block}/{name}", math.nan) for name in names])
+
+        return DecisionRow(
+            episode=len(self.rewards) - 1,
+            stage=self.stage,
+            decision=self._decision,
+            update=self._update,
+            action=mask,
+            probabilities=np.full(len(names), math.nan),
+            log_prob=math.nan,
+            loss=column("loss"),
+            scale=column("scale"),
+            grad_norm=column("grad_norm"),
+            credit=column("credit"),
+            reward=reward,
+            objective=info.get("objective", math.nan),
+            drop=info.get("drop", math.nan),
+            reward_scale=info.get("reward_scale", math.nan),
+            observation=self._before,
+            terminated=terminated,
+        )

@@ -1,0 +1,152 @@
+"""What a run leaves behind besides its schedule: folder, student, records; everything whole or absent."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ksel.config import RunConfig
+from ksel.data import Split
+from ksel.errors import UsageError
+from ksel.files import atomic_folder, write_json, write_text
+from ksel.settings import config_to_yaml
+from ksel.setup import Setup
+
+VERSIONS_OF = (
+    "ksel",
+    "torch",
+    "transformers",
+    "datasets",
+    "gymnasium",
+    "stable-baselines3",
+    "numpy",
+    "tokenizers",
+    "torchmetrics",
+)
+TIMING_BATCH = 32
+TIMING_REPEATS = 5
+
+
+def make_run_folder(config: RunConfig) -> Path:
+    """Make the run's own folder and write its settings and versions into it.
+
+    Raises:
+        UsageError: the folder exists already, or cannot be written.
+    """
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = config.name or f"{config.task}-{config.agent}-s{config.seed}-{now}"
+    folder = Path(config.out) / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise UsageError(
+            f"--out, --name: {folder} exists already and is left as it is. Choose another --name."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"--out: cannot make {folder}: {error.strerror}.") from error
+    header = "# All settings of this run. Repeat it:  python -m ksel.run --config config.yaml\n"
+    write_text(folder / "config.yaml", header + config_to_yaml(config))
+    write_json(folder / "versions.json", versions())
+    return folder
+
+
+def versions() -> dict[str, Any]:
+    """Versions of Python, ksel and what it stands on; the kind of machine."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "threads": torch.get_num_threads(),
+    }
+    for name in VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def save_student(folder: Path, setup: Setup, card: Mapping[str, Any]) -> None:
+    """Write the student as a plain Hugging Face model with tokenizer, label names and model card.
+
+    Args:
+        folder: new folder; a student that is there already is an error of the caller.
+        setup: holds the student with the weights to save.
+        card: ``agent``, ``metrics`` (name -> value) and ``teacher`` for the model card.
+    """
+    with atomic_folder(folder) as temporary:
+        setup.student.save_pretrained(temporary)
+        setup.tokenizer.save_pretrained(temporary)
+        write_text(temporary / "README.md", model_card(setup, card))
+
+
+def model_card(setup: Setup, card: Mapping[str, Any]) -> str:
+    """The model card: what the student is, how it was made, what it scored."""
+    shape, task = setup.student_shape, setup.task
+    metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in card["metrics"].items())
+    warning = (
+        "\n> Trained and measured on ksel's built-in generated corpus: its figures are **not** "
+        f"{task.name} scores.\n"
+        if setup.builtin
+        else ""
+    )
+    labels = ", ".join(task.labels) if task.labels else f"a score in {list(task.score_range)}"
+    start = (
+        f"layers {', '.join(str(t) for _, t in setup.plan.layer_map)} of the {setup.plan.source} "
+        f"model ({setup.plan.init})"
+        if setup.plan.layer_map
+        else setup.plan.init
+    )
+    return f"""---
+library_name: transformers
+pipeline_tag: text-classification
+tags: [knowledge-distillation, ksel]
+---
+# {task.name} student, distilled by ksel
+{warning}
+A {setup.student.config.model_type} encoder of {shape.layers} layers, width {shape.width}, {shape.heads} heads, distilled from
+{card["teacher"]}. At each training step the agent `{card["agent"]}` chose which of the teacher's
+signals to transfer, out of: {", ".join(setup.pool.names)}.
+
+* Task: {task.name}; output: {labels}.
+* Data: {setup.origin}; {len(setup.train):,} training rows, {len(setup.reward):,} rows of the training file kept for rewards.
+* Start: {start}.
+* Updates: {setup.updates}, batch {setup.config.batching.size}, learning rate {setup.config.optim.learning_rate:g}, seed {setup.config.seed}.
+
+| dev metric | value |
+| --- | --- |
+{metrics}
+
+The settings of the run are in `config.yaml` beside this folder, the schedule in `schedule.parquet`.
+"""
+
+
+def seconds_per_example(
+    model: PreTrainedModel, split: Split, device: torch.device, batch_size: int = TIMING_BATCH
+) -> float:
+    """Median inference time on one batch of the split's first rows, per example (seconds)."""
+    batch = split.batch(torch.arange(min(batch_size, len(split))).numpy()).to(device)
+    was_training = model.training
+    model.eval()
+    times = []
+    with torch.inference_mode():
+        for repeat in range(TIMING_REPEATS + 1):
+            start = time.perf_counter()
+            model(**batch.model_inputs())
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                times.append(time.perf_counter() - start)
+    model.train(was_training)
+    return statistics.median(times) / len(batch)

@@ -1,0 +1,84 @@
+"""Ranges of the numeric settings, checked before any work begins."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+from ksel.config import RunConfig
+from ksel.errors import UsageError
+
+# option, lowest allowed, highest allowed, whether the lowest itself is excluded
+RANGES: tuple[tuple[str, float, float, bool], ...] = (
+    ("seed", 0, 2**31 - 1, False),
+    ("threads", 0, 4096, False),
+    ("evaluations", 0, 10_000, False),
+    ("rows.train", 1, math.inf, False),
+    ("rows.reward", 1, math.inf, False),
+    ("rows.dev", 1, math.inf, False),
+    ("rows.dev_on_the_way", 1, math.inf, False),
+    ("batching.size", 1, math.inf, False),
+    ("batching.eval_size", 1, math.inf, False),
+    ("batching.max_length", 3, 100_000, False),
+    ("batching.bucket", 1, math.inf, False),
+    ("fine_tune.epochs", 0, math.inf, True),
+    ("fine_tune.learning_rate", 0, math.inf, True),
+    ("fine_tune.batch_size", 1, math.inf, False),
+    ("fine_tune.warmup", 0, 1, False),
+    ("fine_tune.weight_decay", 0, math.inf, False),
+    ("fine_tune.max_updates", 1, math.inf, False),
+    ("fine_tune.seed", 0, 2**31 - 1, False),
+    ("signals.limit_mb", 0, math.inf, True),
+    ("optim.epochs", 0, math.inf, True),
+    ("optim.max_updates", 1, math.inf, False),
+    ("optim.learning_rate", 0, math.inf, True),
+    ("optim.warmup", 0, 1, False),
+    ("optim.weight_decay", 0, math.inf, False),
+    ("optim.max_grad_norm", 0, math.inf, False),
+    ("optim.accumulate", 1, math.inf, False),
+    ("optim.grad_norm_every", 0, math.inf, False),
+    ("env.phase_steps", 1, math.inf, False),
+    ("env.margin_width", 0, math.inf, True),
+    ("env.cost_per_type", 0, math.inf, False),
+    ("env.exploration", 0, math.inf, False),
+    ("env.final_metric", 0, math.inf, False),
+    ("episodes.count", 1, math.inf, False),
+    ("episodes.share", 0, 1, True),
+)
+
+
+def check_config(config: RunConfig) -> None:
+    """Refuse numbers out of range and choices that contradict each other.
+
+    Raises:
+        UsageError: names the option, the value and what is allowed.
+    """
+    for option, lowest, highest, excluded in RANGES:
+        value = reduce(getattr, option.split("."), config)
+        if value is None:
+            continue
+        number = float(value)  # type: ignore[arg-type]
+        outside = not lowest <= number <= highest or (excluded and number == lowest)
+        if outside or not math.isfinite(number):
+            above = f"above {lowest:g}" if excluded else f"{lowest:g} or more"
+            upper = "" if highest == math.inf else f", at most {highest:g}"
+            raise UsageError(f"--{option}: {value} is out of range. Give a number {above}{upper}.")
+    if config.device not in ("auto", "cpu") and not config.device.startswith("cuda"):
+        raise UsageError(f"--device: '{config.device}' is not known. Give auto, cpu or cuda.")
+    if not config.env.observe or len(set(config.env.observe)) != len(config.env.observe):
+        raise UsageError(
+            "--env.observe: name at least one part, each once: training, student_cls, teacher_cls."
+        )
+    if config.optim.accumulate > config.batching.size:
+        raise UsageError(
+            f"--optim.accumulate: {config.optim.accumulate} micro-batches out of "
+            f"--batching.size {config.batching.size} examples. Lower it, or raise the size."
+        )
+    if config.env.objective != "margin" and config.env.margin_width != 1.0:
+        raise UsageError(
+            "--env.margin_width: only --env.objective margin uses it. Leave it out, or set that."
+        )
+    if config.student.init == "random" and config.student.source != "auto":
+        raise UsageError(
+            "--student.source: not used with --student.init random. Leave it out, or set init."
+        )

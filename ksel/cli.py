@@ -1,0 +1,65 @@
+"""What all entry points share: mistakes end with one message and exit code 2, not a traceback."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from ksel.errors import UsageError
+
+USAGE_EXIT = 2
+INTERRUPTED_EXIT = 130
+
+
+def guard(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run an entry point.
+
+    Args:
+        main: takes the arguments without ``--debug``, gives the exit code.
+        argv: the arguments; None = those of the process. ``--debug`` anywhere among them shows
+            the traceback of a mistake.
+
+    Returns:
+        What ``main`` gives; 2 after a :class:`UsageError` or a full disk; 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return main(arguments)
+    except UsageError as error:
+        return _refuse(str(error), debug)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        return _refuse(
+            f"cannot write{where}: {error.strerror}. Free space or choose another folder "
+            f"(--out, --store).",
+            debug,
+        )
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("ksel: stopped by Ctrl-C", file=sys.stderr)
+        return INTERRUPTED_EXIT
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' and datasets' own bars and load reports out of ksel's output."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+def _refuse(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"ksel: error: {message}", file=sys.stderr)
+    return USAGE_EXIT

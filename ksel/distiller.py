@@ -1,0 +1,453 @@
+"""The training step: a batch, K losses, a masked update; and the student's whole state in one object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ksel.balance import RunningSizes
+from ksel.config import KnowledgeConfig, OptimConfig
+from ksel.data import BatchOrder, Split
+from ksel.errors import UsageError
+from ksel.knowledge import KnowledgePool, mean_loss, units
+from ksel.ledger import Ledger
+from ksel.models import Tap
+from ksel.optim import adamw, linear_schedule
+from ksel.records import DivergedError, Snapshot, Update, blank_update
+from ksel.signals import TeacherSource
+from ksel.types import Batch, Needs, Signals
+
+SMALLEST_SIZE = 1e-10
+"""A running size below this is a perfect match: nothing to divide by, nothing to learn."""
+SMALLEST_LOSS = 1e-8
+"""A loss below this may rightly have no gradient; above it, a missing gradient is an error."""
+
+
+@dataclass(frozen=True)
+class DistillerParts:
+    """What a distiller is built from.
+
+    Attributes:
+        student: with its initial weights, on its device.
+        pool: the knowledge pool; its projections are trained with the student.
+        source: the teacher's signals for the rows of ``train``.
+        train: training rows.
+        batch_size, bucket: see :class:`ksel.data.BatchOrder`.
+        optim, knowledge: settings.
+        student_layers, teacher_layers: number of layers, for the [CLS] observations.
+        score_span: largest minus smallest score of a regression task; 0 for classes.
+        dropout: the student's dropout probability.
+        seed: seed of the student's own dropout generator.
+        observe_cls: whether mean [CLS] states of student and teacher are observed.
+        ledger: where the work is counted.
+    """
+
+    student: PreTrainedModel
+    pool: KnowledgePool
+    source: TeacherSource
+    train: Split
+    batch_size: int
+    bucket: int
+    optim: OptimConfig
+    knowledge: KnowledgeConfig
+    student_layers: int
+    teacher_layers: int
+    score_span: float
+    dropout: float
+    seed: int
+    observe_cls: tuple[bool, bool] = (False, False)
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+class Distiller:
+    """A student in training: ``losses(batch)``, ``update(action)``, snapshot and restore.
+
+    Only the student and the pool's projections have trainable parameters. Nothing here draws from
+    torch's global generator: the batches come from ``data_seed``, dropout from a state of its own.
+    """
+
+    def __init__(self, parts: DistillerParts) -> None:
+        self.parts = parts
+        self.student = parts.student
+        self.pool = parts.pool
+        self.source = parts.source
+        self.ledger = parts.ledger
+        self.device = next(parts.student.parameters()).device
+        self.pool.projections.to(self.device)
+        bf16 = parts.optim.bf16 and self.device.type == "cuda"
+        self.tap = Tap(parts.student, bf16=bf16)
+        self.modules: list[nn.Module] = [self.student, self.pool.projections]
+        self.parameters = [p for m in self.modules for p in m.parameters()]
+        self.tensors = [t for m in self.modules for t in (*m.parameters(), *m.buffers())]
+        self.optimizer = adamw(self.modules, parts.optim.learning_rate, parts.optim.weight_decay)
+        self._allocate_moments()
+        self.initial = [t.detach().clone() for t in self.tensors]
+        self._extra = self._observation_needs()
+        self.reset(data_seed=0, updates=1)
+
+    # ----------------------------------------------------------------- state
+
+    def reset(self, data_seed: int, updates: int) -> None:
+        """A fresh student, in place.
+
+        Args:
+            data_seed: seed of the batch order.
+            updates: the step budget; the learning-rate schedule spans it.
+        """
+        with torch.no_grad():
+            torch._foreach_copy_(self.tensors, self.initial)
+            torch._foreach_zero_(self._moments)
+        count = len(self.pool)
+        self.sizes = RunningSizes.zeros(count, self.parts.knowledge.ema_decay)
+        self.checked = np.zeros(count, dtype=bool)
+        self.cursor = 0
+        self.updates = updates
+        self._seed_data(data_seed)
+        self.rng = torch.Generator().manual_seed(self.parts.seed + 7919 * data_seed).get_state()
+
+    def snapshot(self, into: Snapshot | None = None) -> Snapshot:
+        """Copy the whole state; ``into`` reuses the tensors of an earlier snapshot."""
+        if into is None:
+            weights = [t.detach().clone() for t in self.tensors]
+            moments = [t.clone() for t in self._moments]
+        else:
+            weights, moments = into.weights, into.moments
+            torch._foreach_copy_(weights, [t.detach() for t in self.tensors])
+            torch._foreach_copy_(moments, self._moments)
+        return Snapshot(
+            weights,
+            moments,
+            self.rng.clone(),
+            self.sizes.copy(),
+            self.checked.copy(),
+            self.cursor,
+            self.updates,
+            self.data_seed,
+        )
+
+    def restore(self, state: Snapshot) -> None:
+        """Return to a snapshot; what follows is equal to the bit."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.tensors, state.weights)
+            torch._foreach_copy_(self._moments, state.moments)
+        self.rng = state.rng.clone()
+        self.sizes = state.sizes.copy()
+        self.checked = state.checked.copy()
+        self.cursor, self.updates = state.cursor, state.updates
+        self._seed_data(state.data_seed)
+
+    def _seed_data(self, data_seed: int) -> None:
+        self.data_seed = data_seed
+        self.order = BatchOrder(
+            self.parts.train.lengths, self.parts.batch_size, self.parts.bucket, data_seed
+        )
+
+    def _allocate_moments(self) -> None:
+        """Give AdamW its state now, so that a reset or a snapshot is a copy in place."""
+        self._moments: list[Tensor] = []
+        for parameter in self.parameters:
+            state = self.optimizer.state[parameter]
+            state["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            self._moments += [state["step"], state["exp_avg"], state["exp_avg_sq"]]
+
+    # ----------------------------------------------------------------- losses
+
+    def losses(self, batch: Batch) -> Tensor:
+        """The K raw losses of a batch, [K] float32, without dropout, with the graph behind them."""
+        teacher = self.source(batch, Needs.union(t.teacher for t in self.pool))
+        needs = Needs.union(t.student for t in self.pool)
+        student = self._forward(batch, needs, learning=False)
+        return torch.stack([mean_loss(t, student, teacher, batch) for t in self.pool])
+
+    def next_batch(self) -> Batch:
+        """The batch of the next update."""
+        with self.ledger.time("data"):
+            return self.parts.train.batch(self.order.rows(self.cursor)).to(self.device)
+
+    def observe(self) -> Update:
+        """Look at the next batch without learning from it: losses, entropy, agreement."""
+        batch = self.next_batch()
+        record = blank_update(len(self.pool))
+        with torch.no_grad():
+            wanted = [k for k in range(len(self.pool)) if self._is_free(k)]
+            student, teacher = self._signals(batch, wanted, learning=False)
+            values = [mean_loss(self.pool.types[k], student, teacher, batch) for k in wanted]
+        for k, value in zip(wanted, values, strict=True):
+            record.loss[k] = value.item()
+        self.sizes.note(record.loss)
+        self._look(record, student, teacher)
+        return record
+
+    # ----------------------------------------------------------------- update
+
+    def update(self, action: np.ndarray, *, observe: bool = False) -> Update:
+        """One optimiser update with the weighted sum of the selected losses.
+
+        An empty action spends the step: batch and schedule go on, nothing moves.
+
+        Args:
+            action: [K] weights in [0, 1]; 0 = off, and an off type costs no backward.
+            observe: also measure the off types' losses (where no teacher forward is needed for
+                them alone), the student's entropy and its agreement with the teacher.
+
+        Raises:
+            DivergedError: a selected loss or the gradient is not finite; nothing was applied.
+            UsageError: a selected type has no gradient.
+        """
+        batch = self.next_batch()
+        record = blank_update(len(self.pool))
+        factor = linear_schedule(self.cursor, self.updates, self.parts.optim.warmup)
+        record.learning_rate = self.parts.optim.learning_rate * factor
+        active = [k for k in range(len(self.pool)) if action[k] > 0]
+        if active:
+            self._learn(batch, action, active, record, observe)
+        elif observe:
+            seen = self.observe()
+            record.loss, record.entropy, record.agreement = seen.loss, seen.entropy, seen.agreement
+            record.student_cls, record.teacher_cls = seen.student_cls, seen.teacher_cls
+        self.cursor += 1
+        return record
+
+    def _learn(
+        self,
+        batch: Batch,
+        action: np.ndarray,
+        active: list[int],
+        record: Update,
+        observe: bool,
+    ) -> None:
+        optim = self.parts.optim
+        micro = batch.split(optim.accumulate)
+        amounts = [units(self.pool.types[k].unit, batch) for k in range(len(self.pool))]
+        self._set_weights(action, active, micro, amounts, record)
+        measured = self._is_measured(active)
+        norms: dict[int, list[Tensor]] = {}
+        sums = torch.zeros(len(self.pool), device=self.device)
+        off = [k for k in self._observable(active) if k not in active] if observe else []
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._own_dropout():
+            for part in micro:
+                student, teacher = self._signals(part, active + off)
+                values = {k: self._share(k, student, teacher, part, amounts[k]) for k in active}
+                with torch.no_grad():
+                    blind = student.detach() if off else student
+                    for k in off:
+                        sums[k] += self._share(k, blind, teacher, part, amounts[k])
+                    for k, value in values.items():
+                        sums[k] += value.detach()
+                self._backward(values, record.weight, measured, norms)
+        self._check_losses(sums, active, off, record)
+        self._keep_norms(norms, record)
+        self._step(record)
+        self.sizes.note(record.loss)
+        if observe:
+            self._look(record, student.detach(), teacher)
+
+    def _share(
+        self, k: int, student: Signals, teacher: Signals, part: Batch, amount: Tensor
+    ) -> Tensor:
+        """A micro-batch's share of type k's loss of the whole batch."""
+        return self.pool.types[k].loss(student, teacher, part).sum() / amount
+
+    def _backward(
+        self,
+        values: dict[int, Tensor],
+        weight: np.ndarray,
+        measured: bool,
+        norms: dict[int, list[Tensor]],
+    ) -> None:
+        for k, value in values.items():
+            if not value.requires_grad:
+                raise self._no_gradient(k)
+        with self.ledger.time("student_backward"):
+            if not measured:
+                total = torch.stack([float(weight[k]) * v for k, v in values.items()]).sum()
+                total.backward()
+                return
+            for k, value in values.items():
+                grads = torch.autograd.grad(
+                    float(weight[k]) * value, self.parameters, retain_graph=True, allow_unused=True
+                )
+                kept = norms.setdefault(k, [torch.zeros_like(p) for p in self.parameters])
+                for parameter, grad, total_k in zip(self.parameters, grads, kept, strict=True):
+                    if grad is None:
+                        continue
+                    total_k += grad
+                    if parameter.grad is None:
+                        parameter.grad = grad.clone()
+                    else:
+                        parameter.grad += grad
+
+    def _step(self, record: Update) -> None:
+        with self.ledger.time("optimizer"):
+            limit = self.parts.optim.max_grad_norm
+            norm = nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else math.inf)
+            record.clip_norm = float(norm)
+            if not math.isfinite(record.clip_norm):
+                names = [self.pool.names[k] for k in np.flatnonzero(record.weight)]
+                raise DivergedError(f"the gradient of {', '.join(names)} is not finite")
+            for group in self.optimizer.param_groups:
+                group["lr"] = record.learning_rate
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+    # ----------------------------------------------------------------- balance
+
+    def _set_weights(
+        self,
+        action: np.ndarray,
+        active: list[int],
+        micro: list[Batch],
+        amounts: list[Tensor],
+        record: Update,
+    ) -> None:
+        """Scale and weight of each selected type, from the updates before this one."""
+        if self.parts.knowledge.balance == "ema":
+            fresh = [k for k in active if self.sizes.counts[k] == 0]
+            if fresh:
+                self._first_sizes(fresh, micro, amounts)
+            record.scale[:] = self.sizes.values()
+        for k in active:
+            size = record.scale[k]
+            usable = size > SMALLEST_SIZE
+            record.weight[k] = action[k] * self.pool.weights[k] / size if usable else 0.0
+
+    def _first_sizes(self, fresh: list[int], micro: list[Batch], amounts: list[Tensor]) -> None:
+        """A type selected for the first time: its size is its loss on this whole batch."""
+        first = np.full(len(self.pool), math.nan)
+        with torch.no_grad(), self._own_dropout(keep=False):
+            for k in fresh:
+                first[k] = 0.0
+            for part in micro:
+                student, teacher = self._signals(part, fresh)
+                for k in fresh:
+                    first[k] += self._share(k, student, teacher, part, amounts[k]).item()
+        self.sizes.note(first)
+
+    # ----------------------------------------------------------------- checks
+
+    def _is_measured(self, active: list[int]) -> bool:
+        every = self.parts.optim.grad_norm_every
+        due = every > 0 and self.cursor % every == 0
+        return due or not all(self.checked[k] for k in active)
+
+    def _keep_norms(self, norms: dict[int, list[Tensor]], record: Update) -> None:
+        for k, grads in norms.items():
+            record.grad_norm[k] = float(torch.nn.utils.get_total_norm(grads))
+            if record.weight[k] > 0 and record.loss[k] > SMALLEST_LOSS:
+                if record.grad_norm[k] == 0:
+                    raise self._no_gradient(k)
+                self.checked[k] = True
+
+    def _no_gradient(self, k: int) -> UsageError:
+        name = self.pool.names[k]
+        return UsageError(
+            f"--knowledge.pool: '{name}' is selected but its loss has no gradient with respect to "
+            f"the student, so it cannot teach it anything. Take '{name}' out of the pool, or "
+            f"give it a weight above 0 (--knowledge.weights)."
+        )
+
+    def _check_losses(
+        self, sums: Tensor, active: list[int], off: list[int], record: Update
+    ) -> None:
+        values = sums.tolist()
+        for k in active + off:
+            record.loss[k] = values[k]
+        for k in active:
+            if not math.isfinite(values[k]):
+                raise DivergedError(f"the loss of {self.pool.names[k]} is {values[k]}")
+
+    # ----------------------------------------------------------------- signals
+
+    def _signals(
+        self, batch: Batch, wanted: list[int], *, learning: bool = True
+    ) -> tuple[Signals, Signals]:
+        """Student and teacher signals that the wanted types (and the observation) need."""
+        types = [self.pool.types[k] for k in wanted]
+        asked = Needs.union(t.teacher for t in types)
+        student_extra, teacher_extra = self._extra
+        if self.source.cached or asked:
+            asked = asked | teacher_extra
+        teacher = self.source(batch, asked)
+        needs = Needs.union(t.student for t in types) | student_extra
+        return self._forward(batch, needs, learning=learning), teacher
+
+    def _forward(self, batch: Batch, needs: Needs, *, learning: bool) -> Signals:
+        """A student forward; dropout (where there is any) only while learning."""
+        self.student.train(learning and self.parts.dropout > 0)
+        with self.ledger.time("student_forward", len(batch)):
+            return self.tap(batch, needs)
+
+    def _observation_needs(self) -> tuple[Needs, Needs]:
+        student_cls, teacher_cls = self.parts.observe_cls
+        student = Needs(
+            logits=True,
+            cls=frozenset([self.parts.student_layers] if student_cls else ()),
+        )
+        teacher = Needs(
+            logits=True,
+            cls=frozenset([self.parts.teacher_layers] if teacher_cls else ()),
+        )
+        return student, teacher
+
+    def teacher_needs(self) -> Needs:
+        """Every teacher signal that the pool and the observation can ask for."""
+        return Needs.union(t.teacher for t in self.pool) | self._extra[1]
+
+    def _is_free(self, k: int) -> bool:
+        """True if observing type k costs no teacher forward."""
+        return self.source.cached or not self.pool.types[k].teacher
+
+    def _observable(self, active: list[int]) -> Iterator[int]:
+        """Types whose loss can be observed beside the active ones: a teacher that runs anyway,
+        or signals that are cached, serve all."""
+        runs = any(self.pool.types[k].teacher for k in active)
+        return (k for k in range(len(self.pool)) if runs or self._is_free(k))
+
+    def _look(self, record: Update, student: Signals, teacher: Signals) -> None:
+        assert student.logits is not None
+        span = self.parts.score_span
+        logits = student.logits
+        if not span:
+            log_p = logits.log_softmax(-1)
+            entropy = -(log_p.exp() * log_p).sum(-1).mean() / math.log(logits.shape[-1])
+            record.entropy = entropy.item()
+        if teacher.logits is not None:
+            if span:
+                gap = (logits - teacher.logits).abs().mean() / span
+                record.agreement = max(0.0, 1.0 - gap.item())
+            else:
+                same = logits.argmax(-1) == teacher.logits.argmax(-1)
+                record.agreement = same.float().mean().item()
+        for name, signals in (("student_cls", student), ("teacher_cls", teacher)):
+            layer = getattr(self.parts, name.replace("_cls", "_layers"))
+            if layer in signals.cls and self.parts.observe_cls[name == "teacher_cls"]:
+                setattr(record, name, signals.cls[layer].float().mean(0).cpu().numpy())
+
+    @contextmanager
+    def _own_dropout(self, *, keep: bool = True) -> Iterator[None]:
+        """Draw dropout masks from the student's own generator; leave torch's global one alone.
+
+        Args:
+            keep: advance the student's generator; False for a look ahead.
+        """
+        if self.parts.dropout == 0:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.random.set_rng_state(self.rng)
+            if devices:
+                torch.cuda.manual_seed(int(torch.randint(2**62, ()).item()))
+            yield
+            if keep:
+                self.rng = torch.random.get_rng_state()

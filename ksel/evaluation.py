@@ -1,0 +1,246 @@
+"""What a model scores: metrics of the tasks, and the objectives that rewards are drops of."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torchmetrics.functional import (
+    accuracy,
+    f1_score,
+    matthews_corrcoef,
+    pearson_corrcoef,
+    spearman_corrcoef,
+)
+
+from ksel.data import Split, evaluation_batches
+from ksel.errors import UsageError, unknown_name
+from ksel.tasks import Task
+
+OBJECTIVES = ("cross_entropy", "calibrated", "margin")
+"""Names of the objectives; see :func:`objective_value`."""
+
+LOG_TEMPERATURE = (-5.0, 5.0)
+"""Natural logarithms of the smallest and largest temperature that ``calibrated`` may choose."""
+
+
+def predict_logits(
+    model: Any, split: Split, *, batch_size: int, device: torch.device | str
+) -> Tensor:
+    """Run a model over a split without gradients.
+
+    Args:
+        model: a Hugging Face model with a classification or regression head, on ``device``.
+        split: the tokenised rows.
+        batch_size: rows of one forward pass.
+        device: where the model is.
+
+    Returns:
+        [N, C] float32 on the CPU, in the order of the rows. Each module's training mode is as
+        before.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    parts, order = [], []
+    try:
+        with torch.no_grad():
+            for rows in evaluation_batches(split, batch_size):
+                batch = split.batch(rows).to(device)
+                parts.append(model(**batch.model_inputs()).logits.float().cpu())
+                order.append(rows)
+    finally:
+        for module in training:
+            module.training = True
+    logits = torch.cat(parts)
+    in_order = torch.empty_like(logits)
+    in_order[torch.from_numpy(np.concatenate(order))] = logits
+    return in_order
+
+
+def _accuracy(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    return accuracy(predicted, labels, task="multiclass", num_classes=classes, average="micro")
+
+
+def _f1(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    return f1_score(predicted, labels, task="binary")
+
+
+def _matthews(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    return matthews_corrcoef(predicted, labels, task="multiclass", num_classes=classes)
+
+
+def _pearson(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    return pearson_corrcoef(predicted, labels)
+
+
+def _spearman(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    return spearman_corrcoef(predicted, labels)
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _pearson,
+    "spearman": _spearman,
+}
+"""Metric name -> function of predictions [N], labels [N] and the number of classes."""
+
+
+def score(task: Task, logits: Tensor, labels: Tensor | None) -> dict[str, float]:
+    """Score logits with the task's metrics.
+
+    ``f1`` is the F1 of class 1, as in GLUE. A correlation (Matthews, Pearson, Spearman)
+    with a constant is undefined; it counts as 0, since constant predictions say nothing about the order of the labels.
+
+    Args:
+        task: names the metrics.
+        logits: [N, C], or [N, 1] for regression.
+        labels: [N] int64 class ids or float scores.
+
+    Returns:
+        Metric -> value, the headline first.
+
+    Raises:
+        UsageError: the split has no labels.
+    """
+    if labels is None:
+        raise UsageError(
+            f"--data: this split of task {task.name} has no labels, so it cannot be scored. "
+            f"Use a labelled file, or write predictions with ksel.predict."
+        )
+    predicted = logits[:, 0].double() if task.is_regression else logits.argmax(dim=1)
+    truth = labels.double() if task.is_regression else labels
+    return {name: _measure(name, predicted, truth, task.num_outputs) for name in task.metrics}
+
+
+def _measure(name: str, predicted: Tensor, labels: Tensor, classes: int) -> float:
+    correlation = name in ("matthews", "pearson", "spearman")
+    # torchmetrics gives nan for pearson here, and up to 0.7 for matthews, where GLUE gives 0
+    if correlation and (_is_constant(predicted) or _is_constant(labels)):
+        return 0.0
+    with warnings.catch_warnings():
+        # torchmetrics warns of correlations of nearly constant values, which early students give
+        warnings.filterwarnings("ignore", message="The variance of predictions or target")
+        value = float(METRICS[name](predicted, labels, classes))
+    nearly_constant = np.isnan(value) and bool(torch.isfinite(predicted).all())
+    return 0.0 if nearly_constant else value
+
+
+def _is_constant(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
+
+
+def objective_value(
+    name: str, logits: Tensor, labels: Tensor, task: Task, margin_width: float
+) -> float:
+    """The number whose drop is a reward; lower is better.
+
+    * ``cross_entropy``: mean cross-entropy (nats); for regression the mean squared error.
+    * ``calibrated``: mean cross-entropy at the temperature that makes it least; for regression the
+      mean squared error after the best affine fit. Both ignore over- and under-confidence.
+    * ``margin``: mean ``sigmoid(-(logit of the label - largest other logit) / margin_width)``, a
+      smooth share of errors. Not for regression.
+
+    Args:
+        name: one of :data:`OBJECTIVES`.
+        logits: [N, C], or [N, 1] for regression.
+        labels: [N] int64 class ids or float scores.
+        task: decides between classes and scores.
+        margin_width: width of the smooth step of ``margin`` (logits).
+
+    Raises:
+        UsageError: unknown name, ``margin`` for regression, a width that is not positive.
+    """
+    check_objective(name, task)
+    logits = logits.double()
+    if task.is_regression:
+        return _regression_objective(name, logits[:, 0], labels.double())
+    if name == "cross_entropy":
+        return float(F.cross_entropy(logits, labels))
+    if name == "calibrated":
+        return _calibrated(logits, labels)
+    if margin_width <= 0:
+        raise UsageError(f"--env.margin_width: {margin_width}; give a width above 0 (logits).")
+    own = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return float(torch.sigmoid((others - own) / margin_width).mean())
+
+
+def _calibrated(logits: Tensor, labels: Tensor) -> float:
+    if not bool(torch.isfinite(logits).all()):
+        return float("nan")
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits * np.exp(-log_temperature), labels))
+
+    # convex in 1/T, so it has one minimum in log T as well
+    fit = minimize_scalar(loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6})
+    return min(float(fit.fun), *map(loss, LOG_TEMPERATURE))
+
+
+def check_objective(name: str, task: Task) -> None:
+    """Refuse an objective that the task has none of.
+
+    Raises:
+        UsageError: unknown name, or ``margin`` for regression.
+    """
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, OBJECTIVES, "--env.objective")
+    if name == "margin" and task.is_regression:
+        raise UsageError(
+            f"--env.objective margin: task {task.name} has scores, not classes; use cross_entropy "
+            f"(mean squared error) or calibrated (after the best affine fit)."
+        )
+
+
+def _regression_objective(name: str, predicted: Tensor, scores: Tensor) -> float:
+    if name == "cross_entropy":
+        return float(F.mse_loss(predicted, scores))
+    x, y = predicted - predicted.mean(), scores - scores.mean()
+    spread = (x * x).mean()
+    slope = (x * y).mean() / spread if spread > 0 else torch.zeros_like(spread)
+    return float(((y - slope * x) ** 2).mean())
+
+
+def evaluate_dev(
+    model: Any,
+    task: Task,
+    dev: dict[str, Split],
+    *,
+    rows: int | None,
+    batch_size: int,
+    device: torch.device | str,
+) -> dict[str, float]:
+    """Metrics on the dev splits; those of a further split carry its name (``accuracy_mismatched``).
+
+    Args:
+        model: on ``device``.
+        task: which metrics.
+        dev: dev split name -> tokenised rows; the first is the headline's.
+        rows: score at most this many rows of each split, evenly spaced; None = all.
+        batch_size: rows of one forward pass.
+        device: where the model is.
+
+    Raises:
+        UsageError: a split has no labels.
+    """
+    metrics: dict[str, float] = {}
+    for number, (name, split) in enumerate(dev.items()):
+        part = split if rows is None or rows >= len(split) else split.take(_spaced(split, rows))
+        logits = predict_logits(model, part, batch_size=batch_size, device=device)
+        suffix = f"_{name.removeprefix('dev_')}" if number else ""
+        metrics |= {
+            f"{key}{suffix}": value for key, value in score(task, logits, part.labels).items()
+        }
+    return metrics
+
+
+def _spaced(split: Split, rows: int) -> np.ndarray:
+    return np.linspace(0, len(split) - 1, rows).astype(np.int64)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from ksel.corpus import CORPUS_NAME, DEV_ROWS, TRAIN_ROWS, corpus, vocabulary
+from ksel.sources import Rows
+from ksel.tasks import TASKS, Task
+
+by_task = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def all_words(rows: Rows) -> set[str]:
+    return {word for text in rows.texts + (rows.pairs or []) for word in words(text)}
+
+
+@by_task
+def test_rows_have_the_form_of_the_task(task: Task) -> None:
+    train, dev = corpus(task)
+    assert list(dev) == list(task.dev_splits)
+    for rows, number in ((train, TRAIN_ROWS), *((rows, DEV_ROWS) for rows in dev.values())):
+        assert len(rows.texts) == number
+        assert (rows.pairs is None) == (task.text_pair is None)
+        assert rows.pairs is None or len(rows.pairs) == number
+        assert rows.labels is not None
+        counts = np.unique(rows.labels, return_counts=True)[1]
+        assert len(counts) == (6 if task.is_regression else len(task.labels))
+        assert np.ptp(counts) <= 1
+        assert rows.labels.dtype == (np.float32 if task.is_regression else np.int64)
+
+
+@by_task
+def test_same_seed_same_corpus(task: Task) -> None:
+    first, again, other = corpus(task)[0], corpus(task)[0], corpus(task, seed=1)[0]
+    assert first.texts == again.texts
+    assert first.pairs == again.pairs
+    assert first.labels is not None
+    assert again.labels is not None
+    assert first.labels.tolist() == again.labels.tolist()
+    assert first.texts != other.texts
+
+
+def test_the_benchmark_is_what_its_version_says() -> None:
+    train, _ = corpus(TASKS["qnli"])
+    assert train.pairs is not None
+    assert CORPUS_NAME == "ksel-corpus-v1"
+    assert (train.texts[0], train.pairs[0]) == FIRST_ROW, "a changed corpus needs a new version"
+
+
+FIRST_ROW = ("?", "?")
+
+
+@by_task
+def test_no_dev_row_is_a_training_row(task: Task) -> None:
+    train, dev = corpus(task)
+    nothing = [None] * TRAIN_ROWS
+    seen = set(zip(train.texts, train.pairs or nothing, strict=True))
+    assert len(seen) == TRAIN_ROWS
+    for rows in dev.values():
+        pairs = zip(rows.texts, rows.pairs or [None] * DEV_ROWS, strict=True)
+        assert seen.isdisjoint(pairs)
+
+
+@by_task
+def test_texts_are_short(task: Task) -> None:
+    rows = corpus(task)[0]
+    lengths = [
+        len(words(a)) + len(words(b))
+        for a, b in zip(rows.texts, rows.pairs or [""] * len(rows), strict=True)
+    ]
+    assert min(lengths) >= 8
+    assert max(lengths) <= 32
+
+
+def test_vocabulary_is_closed_and_holds_no_spare_word() -> None:
+    used = set()
+    for task in TASKS.values():
+        train, dev = corpus(task)
+        used |= all_words(train).union(*map(all_words, dev.values()))
+    assert vocabulary() == sorted(used)
+
+
+@by_task
+def test_no_single_word_gives_the_label_away(task: Task) -> None:
+    """A linear model of word counts stays far from the 90 % that a teacher reaches."""
+    train, dev = corpus(task)
+    names = {word: number for number, word in enumerate(vocabulary())}
+
+    def counts(rows: Rows) -> np.ndarray:
+        table = np.zeros((len(rows), 2 * len(names) + 1))
+        table[:, -1] = 1
+        for row in range(len(rows)):
+            for word in words(rows.texts[row]):
+                table[row, names[word]] += 1
+            for word in words(rows.pairs[row]) if rows.pairs else []:
+                table[row, len(names) + names[word]] += 1
+        return table
+
+    tests = dev[task.dev_splits[0]]
+    assert train.labels is not None
+    assert tests.labels is not None
+    size = 1 if task.is_regression else len(task.labels)
+    target = train.labels[:, None] if size == 1 else np.eye(size)[train.labels]
+    x = counts(train)
+    weights = np.linalg.solve(x.T @ x + 10 * np.eye(x.shape[1]), x.T @ target)
+    predicted = counts(tests) @ weights
+    if size == 1:
+        assert abs(np.corrcoef(predicted[:, 0], tests.labels)[0, 1]) < 0.3
+    else:
+        assert (predicted.argmax(1) == tests.labels).mean() < 0.8
+
+
+@pytest.mark.parametrize("name", ["qnli", "mrpc"])
+def test_labels_follow_the_names_of_the_classes(name: str) -> None:
+    """In the pair that fits, a question for a place meets a sentence with a place."""
+    task = TASKS[name]
+    train, _ = corpus(task)
+    fits = next(i for i, label in enumerate(task.labels) if not label.startswith("not_"))
+    assert train.pairs is not None
+    assert train.labels is not None
+    asked = np.array([text.startswith("Where") for text in train.texts])
+    counted = np.array([text.endswith("times.") for text in train.pairs])
+    assert asked[train.labels == fits].sum() > 100
+    assert not (asked & counted & (train.labels == fits)).any()
+    assert (asked & counted & (train.labels != fits)).any()
