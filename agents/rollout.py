@@ -58,6 +58,7 @@ def search(
         stop: asked after each decision; True ends the search.
     """
     start = time.perf_counter()
+    begun, done = len(env.rewards), env.updates_done
 
     def annotate(probabilities: np.ndarray, log_prob: float) -> None:
         env.writer.annotate_last(probabilities, log_prob)
@@ -71,8 +72,7 @@ def search(
         stop=stop,
     )
     seconds = time.perf_counter() - start
-    rewards = tuple(env.rewards[:-1] if len(env.rewards) > episodes else env.rewards)
-    return Played(env.updates_done, taken, seconds, rewards)
+    return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
 
 
 def play(
@@ -92,6 +92,7 @@ def play(
         measure: measure rewards (and the observation that comes with them).
         on_update: called with the updates done after each decision, e.g. to evaluate.
     """
+    begun, done, inside = len(env.rewards), env.updates_done, env.seconds
     observation, _ = env.reset(seed=seed, options={"measure": measure})
     policy.reset(np.random.default_rng([seed, 5]))
     agent_seconds, decisions, terminated = 0.0, 0, False
@@ -106,5 +107,6 @@ def play(
         reason = info.get("reason")
         if on_update is not None and reason is None:
             on_update(info["update"])
-    seconds = env.seconds + agent_seconds
-    return Played(env.updates_done, decisions, seconds, tuple(env.rewards), reason)
+    seconds = env.seconds - inside + agent_seconds
+    rewards = tuple(env.rewards[begun:])
+    return Played(env.updates_done - done, decisions, seconds, rewards, reason)

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from torch import Tensor
 
 from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
@@ -35,6 +36,7 @@ class EnvSnapshot:
     decision: int
     updates: int
     measuring: bool
+    running: bool
     cls: dict[str, np.ndarray]
 
 
@@ -124,6 +126,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.spaces = self._spaces(count)
         self.observation_space = spaces.Dict(self.spaces)  # type: ignore[assignment]
         self._running = False
+        self._life = -1
 
     def _spaces(self, count: int) -> dict[str, spaces.Space]:
         low, high = bounds(count)
@@ -143,7 +146,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         """Begin an episode with a fresh student; see the class for ``options``.
 
         Raises:
-            UsageError: an unknown option, or a budget below 1.
+            UsageError: an unknown option, or a budget that is no whole number from 1 on.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -152,11 +155,15 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             raise UsageError(
                 f"DistillationEnv.reset: unknown options {sorted(unknown)}; known: updates, measure."
             )
-        self._updates = int(options.get("updates", self.updates))
-        if self._updates < 1:
-            raise UsageError(f"DistillationEnv: updates must be at least 1, not {self._updates}.")
+        updates = options.get("updates", self.updates)
+        if not isinstance(updates, int | np.integer) or updates < 1:
+            raise UsageError(
+                f"DistillationEnv: updates must be a whole number from 1 on, not {updates!r}."
+            )
+        self._updates = int(updates)
         self._measuring = bool(options.get("measure", True))
         self.distiller.reset(int(self.np_random.integers(2**31)), self._updates)
+        self._life = self.distiller.life
         self._features = Features(len(self.pool_names))
         self._scale = DropScale(self.settings.reward_scale)
         self._exploration = Exploration(self.soft)
@@ -169,7 +176,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._objective = self._initial = math.nan
         if self._measuring:
             self._see(self.distiller.observe())
-            self._objective = self._initial = self._measure()
+            self._objective = self._initial = self._value(self._reward_logits())
         self._running = True
         return self._observation(), {"update": 0, **self._objective_info()}
 
@@ -179,10 +186,12 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             UsageError: the action has the wrong shape or is not finite, or a selected type has
                 no gradient.
-            gymnasium.error.ResetNeeded: the episode is over.
+            gymnasium.error.ResetNeeded: the episode is over, or another environment of the same
+                setup has taken the student.
         """
         if not self._running:
             raise gym.error.ResetNeeded("the episode is over (or never began); call reset() first")
+        self._check_owner()
         mask = self.as_mask(action)
         info: dict[str, Any] = {}
         try:
@@ -205,10 +214,19 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     # ----------------------------------------------------------------- snapshot
 
-    def get_snapshot(self) -> EnvSnapshot:
-        """Copy the whole state of the episode: student, optimiser, cursor, generators, features."""
+    def get_snapshot(self, into: EnvSnapshot | None = None) -> EnvSnapshot:
+        """Copy the whole state of the episode: student, optimiser, cursor, generators, features.
+
+        Args:
+            into: an earlier snapshot that is no longer needed; its tensors are used again.
+
+        Raises:
+            gymnasium.error.ResetNeeded: no episode has begun, or another environment of the same
+                setup has taken the student.
+        """
+        self._check_owner()
         return EnvSnapshot(
-            self.distiller.snapshot(),
+            self.distiller.snapshot(into.distiller if into is not None else None),
             self._features.copy(),
             self._scale.copy(),
             self._exploration.copy(),
@@ -218,6 +236,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             self._decision,
             self._updates,
             self._measuring,
+            self._running,
             {name: value.copy() for name, value in self._cls.items()},
         )
 
@@ -228,6 +247,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             The observation of that moment.
         """
         self.distiller.restore(state.distiller)
+        self._life = self.distiller.life
         self._features = state.features.copy()
         self._scale, self._exploration = state.scale.copy(), state.exploration.copy()
         self.np_random.bit_generator.state = state.random
@@ -235,8 +255,15 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._decision, self._updates = state.decision, state.updates
         self._measuring = state.measuring
         self._cls = {name: value.copy() for name, value in state.cls.items()}
-        self._running = self.distiller.cursor < self._updates
+        self._running = state.running
         return self._observation()
+
+    def _check_owner(self) -> None:
+        if self._life != self.distiller.life:
+            raise gym.error.ResetNeeded(
+                "no episode has begun, or another environment of this setup has begun one since: "
+                "they share one student; call reset() first"
+            )
 
     # ----------------------------------------------------------------- parts of a step
 
@@ -250,7 +277,10 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         Raises:
             UsageError: the wrong number of entries, or one that is not finite.
         """
-        values = np.asarray(action, dtype=np.float32)
+        try:
+            values = np.asarray(action, dtype=np.float32)
+        except (TypeError, ValueError, RuntimeError):
+            values = np.empty(0, dtype=np.float32)
         if values.shape != (len(self.pool_names),) or not np.isfinite(values).all():
             raise UsageError(
                 f"DistillationEnv.step: the action must be {len(self.pool_names)} finite numbers, "
@@ -277,7 +307,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
                 self._cls[name] = state.astype(np.float32)
 
     def _reward(self, mask: np.ndarray, terminated: bool, info: dict[str, Any]) -> float:
-        before, self._objective = self._objective, self._measure()
+        logits = self._reward_logits()
+        before, self._objective = self._objective, self._value(logits)
         drop = before - self._objective
         if not math.isfinite(drop):
             raise DivergedError(
@@ -290,23 +321,18 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if self.settings.exploration:
             reward += self.settings.exploration * self._exploration(mask)
         if terminated and self.settings.final_metric:
-            reward += self.settings.final_metric * self._final_metric()
+            metrics = score(self.setup.task, logits, self.setup.reward.labels)
+            reward += self.settings.final_metric * metrics[self.setup.task.metrics[0]]
         return reward
 
-    def _measure(self) -> float:
+    def _value(self, logits: Tensor) -> float:
+        labels = self.setup.reward.labels
+        assert labels is not None
         return objective_value(
-            self.settings.objective,
-            self._reward_logits(),
-            self._reward_labels(),
-            self.setup.task,
-            self.settings.margin_width,
+            self.settings.objective, logits, labels, self.setup.task, self.settings.margin_width
         )
 
-    def _final_metric(self) -> float:
-        metrics = score(self.setup.task, self._reward_logits(), self._reward_labels())
-        return metrics[self.setup.task.metrics[0]]
-
-    def _reward_logits(self) -> Any:
+    def _reward_logits(self) -> Tensor:
         split = self.setup.reward
         with self.distiller.ledger.time("held_out", len(split)):
             return predict_logits(
@@ -315,10 +341,6 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
                 batch_size=self.setup.config.batching.eval_size,
                 device=self.distiller.device,
             )
-
-    def _reward_labels(self) -> Any:
-        assert self.setup.reward.labels is not None
-        return self.setup.reward.labels
 
     def _objective_info(self) -> dict[str, float]:
         return {"objective": self._objective} if math.isfinite(self._objective) else {}

@@ -66,9 +66,10 @@ class Features:
         """Take in losses [K] and their running sizes [K], entropy and agreement."""
         known = np.isfinite(update.loss) & (update.loss > 0) & (sizes > 0)
         loss, trend = self.blocks[0], self.blocks[1]
-        loss[known] = np.tanh(np.log(update.loss[known] / sizes[known]))
-        before = known & np.isfinite(self.previous) & (self.previous > 0)
-        trend[before] = np.tanh(np.log(update.loss[before] / self.previous[before]))
+        logs = np.log(update.loss[known])
+        loss[known] = np.tanh(logs - np.log(sizes[known]))
+        before = known & np.isfinite(self.previous)
+        trend[before] = np.tanh(np.log(update.loss[before]) - np.log(self.previous[before]))
         self.previous[known] = update.loss[known]
         if math.isfinite(update.entropy):
             self.entropy = update.entropy
@@ -104,9 +105,9 @@ class Features:
             self.objective_trend,
             self.objective_level,
         ]
-        vector = np.concatenate([shared, self.blocks.ravel()]).astype(np.float32)
         low, high = bounds(self.count)
-        return np.clip(vector, low, high)
+        # cut before the cast: what float32 cannot hold would become infinite
+        return np.clip(np.concatenate([shared, self.blocks.ravel()]), low, high).astype(np.float32)
 
     def copy(self) -> Features:
         """An independent copy."""

@@ -29,7 +29,8 @@ class Recorder(gym.Wrapper):
 
     Attributes:
         seconds: wall-clock seconds spent inside resets and steps.
-        rewards: total reward of each finished or begun episode.
+        updates_done: optimiser updates of all episodes.
+        rewards: total reward of each episode, finished or not, that has a decision.
     """
 
     def __init__(
@@ -57,8 +58,6 @@ class Recorder(gym.Wrapper):
         start = time.perf_counter()
         observation, info = self.env.reset(**arguments)
         self.seconds += time.perf_counter() - start
-        if not self.rewards or self._decision:
-            self.rewards.append(0.0)
         self._update = self._decision = 0
         self._before = self.inner.training_features()
         return observation, info
@@ -69,6 +68,8 @@ class Recorder(gym.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.seconds += time.perf_counter() - start
         reward = float(reward)
+        if self._decision == 0:
+            self.rewards.append(0.0)
         self.rewards[-1] += reward
         mask = self.inner.as_mask(action)
         self.writer.add(self._row(mask, reward, terminated, info))

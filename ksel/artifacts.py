@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +56,13 @@ def make_run_folder(config: RunConfig) -> Path:
     except OSError as error:
         raise UsageError(f"--out: cannot make {folder}: {error.strerror}.") from error
     header = "# All settings of this run. Repeat it:  python -m ksel.run --config config.yaml\n"
-    write_text(folder / "config.yaml", header + config_to_yaml(config))
-    write_json(folder / "versions.json", versions())
+    try:
+        # The name is this folder's; a run repeated from the file makes its own.
+        write_text(folder / "config.yaml", header + config_to_yaml(replace(config, name=None)))
+        write_json(folder / "versions.json", {**versions(), "threads": config.threads})
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
 
 
@@ -83,7 +90,8 @@ def save_student(folder: Path, setup: Setup, card: Mapping[str, Any]) -> None:
     Args:
         folder: new folder; a student that is there already is an error of the caller.
         setup: holds the student with the weights to save.
-        card: ``agent``, ``metrics`` (name -> value) and ``teacher`` for the model card.
+        card: for the model card: ``agent``, ``teacher``, ``metrics`` (name -> value; empty if it
+            was not measured) and ``updates`` (optimiser updates done).
     """
     with atomic_folder(folder) as temporary:
         setup.student.save_pretrained(temporary)
@@ -95,6 +103,7 @@ def model_card(setup: Setup, card: Mapping[str, Any]) -> str:
     """The model card: what the student is, how it was made, what it scored."""
     shape, task = setup.student_shape, setup.task
     metrics = "\n".join(f"| {name} | {value:.4f} |" for name, value in card["metrics"].items())
+    metrics = metrics or "| not measured: the run was stopped | |"
     warning = (
         "\n> Trained and measured on ksel's built-in generated corpus: its figures are **not** "
         f"{task.name} scores.\n"
@@ -122,7 +131,7 @@ signals to transfer, out of: {", ".join(setup.pool.names)}.
 * Task: {task.name}; output: {labels}.
 * Data: {setup.origin}; {len(setup.train):,} training rows, {len(setup.reward):,} rows of the training file kept for rewards.
 * Start: {start}.
-* Updates: {setup.updates}, batch {setup.config.batching.size}, learning rate {setup.config.optim.learning_rate:g}, seed {setup.config.seed}.
+* Updates: {_updates(card["updates"], setup.updates)}, batch {setup.config.batching.size}, learning rate {setup.config.optim.learning_rate:g}, seed {setup.config.seed}.
 
 | dev metric | value |
 | --- | --- |
@@ -130,6 +139,10 @@ signals to transfer, out of: {", ".join(setup.pool.names)}.
 
 The settings of the run are in `config.yaml` beside this folder, the schedule in `schedule.parquet`.
 """
+
+
+def _updates(done: int, budget: int) -> str:
+    return f"{done}" if done == budget else f"{done} of {budget}: the run ended early"
 
 
 def seconds_per_example(

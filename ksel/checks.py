@@ -1,4 +1,4 @@
-"""Ranges of the numeric settings, checked before any work begins."""
+"""Ranges of the numeric settings and settings without use, checked before any work begins."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import reduce
 
 from ksel.config import RunConfig
 from ksel.errors import UsageError
+from ksel.tasks import get_task
 
 # option, lowest allowed, highest allowed, whether the lowest itself is excluded
 RANGES: tuple[tuple[str, float, float, bool], ...] = (
@@ -42,6 +43,8 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("env.cost_per_type", 0, math.inf, False),
     ("env.exploration", 0, math.inf, False),
     ("env.final_metric", 0, math.inf, False),
+    ("random.probability", 0, 1, False),
+    ("annealed.start", 0, 1, False),
     ("episodes.count", 1, math.inf, False),
     ("episodes.share", 0, 1, True),
 )
@@ -53,8 +56,10 @@ def check_config(config: RunConfig) -> None:
     Raises:
         UsageError: names the option, the value and what is allowed.
     """
+    if config.task != "custom":
+        get_task(config.task)
     for option, lowest, highest, excluded in RANGES:
-        value = reduce(getattr, option.split("."), config)
+        value = _get(config, option)
         if value is None:
             continue
         number = float(value)  # type: ignore[arg-type]
@@ -74,11 +79,58 @@ def check_config(config: RunConfig) -> None:
             f"--optim.accumulate: {config.optim.accumulate} micro-batches out of "
             f"--batching.size {config.batching.size} examples. Lower it, or raise the size."
         )
-    if config.env.objective != "margin" and config.env.margin_width != 1.0:
+    _refuse_unused(config)
+
+
+# option, the option that decides whether it is used, the values under which it is
+USED_WITH: tuple[tuple[str, str, tuple[object, ...]], ...] = (
+    ("env.margin_width", "env.objective", ("margin",)),
+    ("signals.limit_mb", "signals.source", ("auto",)),
+    ("signals.dtype", "signals.source", ("auto", "memory", "disk")),
+    ("student.source", "student.init", ("auto", "first", "skip", "last")),
+)
+
+
+def _refuse_unused(config: RunConfig) -> None:
+    """Refuse a setting that another one puts out of use."""
+    for option, decides, values in USED_WITH:
+        chosen = _get(config, decides)
+        if chosen not in values and _get(config, option) != _get(RunConfig(), option):
+            raise UsageError(
+                f"--{option}: not used with --{decides} {chosen}. Leave it out, or set "
+                f"--{decides} to {' or '.join(map(str, values))}."
+            )
+    if config.evaluations == 0 and config.rows.dev_on_the_way != RunConfig().rows.dev_on_the_way:
         raise UsageError(
-            "--env.margin_width: only --env.objective margin uses it. Leave it out, or set that."
+            "--rows.dev_on_the_way: not used with --evaluations 0. Leave it out, or raise that."
         )
-    if config.student.init == "random" and config.student.source != "auto":
-        raise UsageError(
-            "--student.source: not used with --student.init random. Leave it out, or set init."
-        )
+
+
+FOR_LEARNERS = (
+    "objective",
+    "margin_width",
+    "reward_scale",
+    "cost_per_type",
+    "exploration",
+    "final_metric",
+    "observe",
+)
+"""Settings of the environment that only an agent that learns makes use of."""
+
+
+def check_unrewarded(config: RunConfig) -> None:
+    """Refuse settings of rewards and observations for an agent that does not learn from them.
+
+    Raises:
+        UsageError: names the option.
+    """
+    for name in FOR_LEARNERS:
+        if getattr(config.env, name) != getattr(RunConfig().env, name):
+            raise UsageError(
+                f"--env.{name}: not used with --agent {config.agent}, which does not learn: "
+                f"nothing is rewarded or observed. Leave it out, or choose a2c or ppo."
+            )
+
+
+def _get(config: RunConfig, option: str) -> object:
+    return reduce(getattr, option.split("."), config)

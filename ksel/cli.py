@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from ksel.errors import UsageError
 
@@ -45,6 +49,34 @@ def guard(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -
             traceback.print_exc()
         print("ksel: stopped by Ctrl-C", file=sys.stderr)
         return INTERRUPTED_EXIT
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Let Ctrl-C wait while a run writes what there is; a second one inside breaks it off.
+
+    Whatever breaks off leaves no half-written file: see :mod:`ksel.files`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C came twice.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        print("ksel: still writing what there is; Ctrl-C again gives up", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def quiet_libraries() -> None:

@@ -13,7 +13,7 @@ class CustomTaskConfig:
     text: str = "text"
     """Column of the text, or of the first text of a pair."""
     text_pair: str | None = None
-    """Column of the second text; none for single texts."""
+    """Column of the second text; null for single texts."""
     label: str = "label"
     """Column of the label: class numbers, class names, or scores."""
     labels: list[str] = field(default_factory=list)
@@ -29,11 +29,11 @@ class RowsConfig:
     """How many examples each split has (rows)."""
 
     train: int | None = None
-    """Rows taken from the training file before splitting, drawn with the seed; none = all."""
+    """Rows taken from the training file before splitting, drawn with the seed; null = all."""
     reward: int = 256
     """Rows of the training file kept for rewards, never trained on."""
     dev: int | None = None
-    """Rows of the dev file that are scored at the end; none = all."""
+    """Rows of the dev file that are scored at the end; null = all."""
     dev_on_the_way: int = 500
     """Rows of the dev file scored at the points on the way."""
 
@@ -57,13 +57,13 @@ class StudentConfig:
     """Shape and start of the student."""
 
     layers: int | None = None
-    """Transformer layers; none = half the teacher's."""
+    """Transformer layers; null = half the teacher's."""
     width: int | None = None
-    """Hidden width; none = the teacher's."""
+    """Hidden width; null = the teacher's."""
     heads: int | None = None
-    """Attention heads; none = the teacher's."""
+    """Attention heads; null = the teacher's."""
     feed_forward: int | None = None
-    """Feed-forward width; none = the teacher's."""
+    """Feed-forward width; null = the teacher's."""
     init: str = "auto"
     """Start from teacher layers (first, skip, last), random, or a folder with a checkpoint;
     auto = first where width and feed-forward width are the teacher's, else random."""
@@ -78,10 +78,11 @@ class StudentConfig:
 class FineTuneConfig:
     """Fine-tuning of a teacher that has no head for the task."""
 
-    epochs: float = 3.0
-    """Passes over the training rows."""
-    learning_rate: float = 5e-5
-    """Peak learning rate of AdamW."""
+    epochs: float | None = None
+    """Passes over the training rows; null = 3, or 6 (at most 2,000 updates) for the tiny teacher,
+    which starts from random weights."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; null = 5e-5, or 5e-4 for the tiny teacher."""
     batch_size: int = 32
     """Examples of one update."""
     warmup: float = 0.1
@@ -89,7 +90,7 @@ class FineTuneConfig:
     weight_decay: float = 0.01
     """AdamW's weight decay (not on biases and norms)."""
     max_updates: int | None = None
-    """Upper bound on the updates; none = epochs decide."""
+    """Upper bound on the updates; null = epochs decide."""
     seed: int = 0
     """Seed of head, batches and dropout; apart from --seed, so that runs share the teacher."""
 
@@ -128,7 +129,7 @@ class KnowledgeConfig:
     attention_loss: Literal["mse", "kl"] = "mse"
     """How attention compares two attention maps."""
     relation_heads: int | None = None
-    """Heads R of query_relation, key_relation and value_relation; none = the teacher's heads."""
+    """Heads R of query_relation, key_relation and value_relation; null = the teacher's heads."""
     balance: Literal["ema", "none"] = "ema"
     """ema: divide each loss by its running size, so that all are of order 1; none: leave it."""
     ema_decay: float = 0.98
@@ -155,7 +156,7 @@ class OptimConfig:
     """Clip the gradient to this global norm; 0 = no clipping."""
     accumulate: int = 1
     """Micro-batches per update; changes memory, not the loss."""
-    grad_norm_every: int = 25
+    grad_norm_every: int = 50
     """Updates between two measurements of each type's own gradient norm; 0 = first use only."""
     bf16: bool = True
     """On CUDA: run the models under bfloat16 autocast. No effect on the CPU."""
@@ -295,18 +296,18 @@ class RunConfig:
     data: str | None = None
     """Folder with the task's train and dev files (parquet, csv, tsv, jsonl), or with a folder
     glue/TASK; hub = the Hugging Face hub or its cache; builtin = the generated corpus;
-    none = the hub, then the built-in corpus, said aloud."""
+    null = the hub, then the built-in corpus, said aloud."""
     teacher: str | None = None
     """Folder or hub name of a Hugging Face encoder, with or without a head for the task;
-    tiny = a small BERT trained on the spot; none = all-MiniLM-L6-v2, then tiny, said aloud."""
+    tiny = a small BERT trained on the spot; null = all-MiniLM-L6-v2, then tiny, said aloud."""
     seed: int = 0
     """Seed of the splits, the student's head, the batches, and the agent."""
     out: str = "runs"
     """Folder in which the run's own folder is made."""
     name: str | None = None
-    """Name of the run's folder; none = TASK-AGENT-sSEED-TIME."""
+    """Name of the run's folder; null = TASK-AGENT-sSEED-TIME."""
     store: str | None = None
-    """Folder for fine-tuned teachers and cached signals; none = ~/.cache/ksel (KSEL_STORE)."""
+    """Folder for fine-tuned teachers and cached signals; null = ~/.cache/ksel (KSEL_STORE)."""
     device: str = "auto"
     """auto, cpu, or cuda."""
     threads: int = 0

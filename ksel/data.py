@@ -14,14 +14,7 @@ from torch import Tensor
 from ksel.config import CustomTaskConfig, RowsConfig
 from ksel.corpus import CORPUS_NAME, corpus
 from ksel.errors import UsageError
-from ksel.sources import (
-    HubUnavailableError,
-    Rows,
-    custom_task,
-    read_folder,
-    read_hub,
-    read_rows,
-)
+from ksel.sources import HubUnavailableError, Rows, custom_task, read_folder, read_hub, read_rows
 from ksel.tasks import Task, get_task
 from ksel.types import Batch
 
@@ -152,13 +145,13 @@ def three_way(
     """Split into train, reward and dev rows.
 
     The reward rows are taken out of the training rows, so the two are disjoint; the dev rows are
-    the benchmark's own. Draws are stratified by class, or by score quantile for regression, and
-    depend on ``seed`` alone. ``rows.train`` and ``rows.dev`` are upper bounds.
+    the benchmark's own. Draws are stratified by class, or by score quantile for regression.
+    ``rows.train`` (see :func:`limit_train`) and ``rows.dev`` are upper bounds.
 
     Args:
         source: labelled rows.
         rows: sizes (rows); None = all.
-        seed: seed of the draws.
+        seed: seed of the reward and dev draws.
         batch_size: examples of one update; as many must be left to train on.
 
     Returns:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +16,13 @@ from ksel.balance import RunningSizes
 from ksel.config import KnowledgeConfig, OptimConfig
 from ksel.data import BatchOrder, Split
 from ksel.errors import UsageError
+from ksel.generator import OwnGenerator
+from ksel.gradients import SeparateGradients, add_together
 from ksel.knowledge import KnowledgePool, mean_loss, units
 from ksel.ledger import Ledger
 from ksel.models import Tap
-from ksel.optim import adamw, linear_schedule
+from ksel.observing import Observed, Watched
+from ksel.optim import adamw, allocate_moments, linear_schedule
 from ksel.records import DivergedError, Snapshot, Update, blank_update
 from ksel.signals import TeacherSource
 from ksel.types import Batch, Needs, Signals
@@ -41,11 +44,9 @@ class DistillerParts:
         train: training rows.
         batch_size, bucket: see :class:`ksel.data.BatchOrder`.
         optim, knowledge: settings.
-        student_layers, teacher_layers: number of layers, for the [CLS] observations.
-        score_span: largest minus smallest score of a regression task; 0 for classes.
+        watched: what is observed beside the losses.
         dropout: the student's dropout probability.
         seed: seed of the student's own dropout generator.
-        observe_cls: whether mean [CLS] states of student and teacher are observed.
         ledger: where the work is counted.
     """
 
@@ -57,12 +58,9 @@ class DistillerParts:
     bucket: int
     optim: OptimConfig
     knowledge: KnowledgeConfig
-    student_layers: int
-    teacher_layers: int
-    score_span: float
+    watched: Watched
     dropout: float
     seed: int
-    observe_cls: tuple[bool, bool] = (False, False)
     ledger: Ledger = field(default_factory=Ledger)
 
 
@@ -71,12 +69,19 @@ class Distiller:
 
     Only the student and the pool's projections have trainable parameters. Nothing here draws from
     torch's global generator: the batches come from ``data_seed``, dropout from a state of its own.
+
+    Attributes:
+        cursor: updates done.
+        updates: the step budget.
+        life: changes whenever the student becomes another one (reset, restore), so that whoever
+            trains it can tell that it is still theirs.
     """
 
     def __init__(self, parts: DistillerParts) -> None:
         self.parts = parts
         self.student = parts.student
         self.pool = parts.pool
+        self.watched = parts.watched
         self.source = parts.source
         self.ledger = parts.ledger
         self.device = next(parts.student.parameters()).device
@@ -87,9 +92,11 @@ class Distiller:
         self.parameters = [p for m in self.modules for p in m.parameters()]
         self.tensors = [t for m in self.modules for t in (*m.parameters(), *m.buffers())]
         self.optimizer = adamw(self.modules, parts.optim.learning_rate, parts.optim.weight_decay)
-        self._allocate_moments()
+        self._moments = allocate_moments(self.optimizer)
         self.initial = [t.detach().clone() for t in self.tensors]
-        self._extra = self._observation_needs()
+        self.generator = OwnGenerator(self.device)
+        self.life = 0
+        self.data_seed = -1
         self.reset(data_seed=0, updates=1)
 
     # ----------------------------------------------------------------- state
@@ -109,8 +116,9 @@ class Distiller:
         self.checked = np.zeros(count, dtype=bool)
         self.cursor = 0
         self.updates = updates
+        self.life += 1
         self._seed_data(data_seed)
-        self.rng = torch.Generator().manual_seed(self.parts.seed + 7919 * data_seed).get_state()
+        self.generator.seed(self.parts.seed + 7919 * data_seed)
 
     def snapshot(self, into: Snapshot | None = None) -> Snapshot:
         """Copy the whole state; ``into`` reuses the tensors of an earlier snapshot."""
@@ -124,7 +132,7 @@ class Distiller:
         return Snapshot(
             weights,
             moments,
-            self.rng.clone(),
+            self.generator.state.clone(),
             self.sizes.copy(),
             self.checked.copy(),
             self.cursor,
@@ -137,27 +145,20 @@ class Distiller:
         with torch.no_grad():
             torch._foreach_copy_(self.tensors, state.weights)
             torch._foreach_copy_(self._moments, state.moments)
-        self.rng = state.rng.clone()
+        self.generator.state = state.rng.clone()
         self.sizes = state.sizes.copy()
         self.checked = state.checked.copy()
         self.cursor, self.updates = state.cursor, state.updates
+        self.life += 1
         self._seed_data(state.data_seed)
 
     def _seed_data(self, data_seed: int) -> None:
+        if data_seed == self.data_seed:
+            return
         self.data_seed = data_seed
         self.order = BatchOrder(
             self.parts.train.lengths, self.parts.batch_size, self.parts.bucket, data_seed
         )
-
-    def _allocate_moments(self) -> None:
-        """Give AdamW its state now, so that a reset or a snapshot is a copy in place."""
-        self._moments: list[Tensor] = []
-        for parameter in self.parameters:
-            state = self.optimizer.state[parameter]
-            state["step"] = torch.zeros((), dtype=torch.float32, device=self.device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-            self._moments += [state["step"], state["exp_avg"], state["exp_avg_sq"]]
 
     # ----------------------------------------------------------------- losses
 
@@ -179,12 +180,14 @@ class Distiller:
         record = blank_update(len(self.pool))
         with torch.no_grad():
             wanted = [k for k in range(len(self.pool)) if self._is_free(k)]
-            student, teacher = self._signals(batch, wanted, learning=False)
+            student, teacher = self._signals(batch, wanted, learning=False, observe=True)
             values = [mean_loss(self.pool.types[k], student, teacher, batch) for k in wanted]
         for k, value in zip(wanted, values, strict=True):
             record.loss[k] = value.item()
         self.sizes.note(record.loss)
-        self._look(record, student, teacher)
+        observed = Observed(self.watched)
+        observed.add(student, teacher)
+        observed.write(record)
         return record
 
     # ----------------------------------------------------------------- update
@@ -202,7 +205,10 @@ class Distiller:
         Raises:
             DivergedError: a selected loss or the gradient is not finite; nothing was applied.
             UsageError: a selected type has no gradient.
+            RuntimeError: the step budget is spent.
         """
+        if self.cursor >= self.updates:
+            raise RuntimeError(f"the step budget of {self.updates} updates is spent; call reset()")
         batch = self.next_batch()
         record = blank_update(len(self.pool))
         factor = linear_schedule(self.cursor, self.updates, self.parts.optim.warmup)
@@ -229,28 +235,29 @@ class Distiller:
         micro = batch.split(optim.accumulate)
         amounts = [units(self.pool.types[k].unit, batch) for k in range(len(self.pool))]
         self._set_weights(action, active, micro, amounts, record)
-        measured = self._is_measured(active)
-        norms: dict[int, list[Tensor]] = {}
+        separate = self._separate_gradients(active, len(micro))
         sums = torch.zeros(len(self.pool), device=self.device)
         off = [k for k in self._observable(active) if k not in active] if observe else []
+        observed = Observed(self.watched)
         self.optimizer.zero_grad(set_to_none=True)
         with self._own_dropout():
             for part in micro:
-                student, teacher = self._signals(part, active + off)
+                student, teacher = self._signals(part, active + off, observe=observe)
                 values = {k: self._share(k, student, teacher, part, amounts[k]) for k in active}
                 with torch.no_grad():
-                    blind = student.detach() if off else student
                     for k in off:
-                        sums[k] += self._share(k, blind, teacher, part, amounts[k])
+                        sums[k] += self._share(k, student, teacher, part, amounts[k])
                     for k, value in values.items():
-                        sums[k] += value.detach()
-                self._backward(values, record.weight, measured, norms)
+                        sums[k] += value
+                self._backward(values, record.weight, separate, len(part))
+                if observe:
+                    observed.add(student, teacher)
         self._check_losses(sums, active, off, record)
-        self._keep_norms(norms, record)
+        if separate is not None:
+            self._keep_norms(separate.norms, record)
         self._step(record)
         self.sizes.note(record.loss)
-        if observe:
-            self._look(record, student.detach(), teacher)
+        observed.write(record)
 
     def _share(
         self, k: int, student: Signals, teacher: Signals, part: Batch, amount: Tensor
@@ -262,30 +269,17 @@ class Distiller:
         self,
         values: dict[int, Tensor],
         weight: np.ndarray,
-        measured: bool,
-        norms: dict[int, list[Tensor]],
+        separate: SeparateGradients | None,
+        examples: int,
     ) -> None:
         for k, value in values.items():
             if not value.requires_grad:
                 raise self._no_gradient(k)
-        with self.ledger.time("student_backward"):
-            if not measured:
-                total = torch.stack([float(weight[k]) * v for k, v in values.items()]).sum()
-                total.backward()
-                return
-            for k, value in values.items():
-                grads = torch.autograd.grad(
-                    float(weight[k]) * value, self.parameters, retain_graph=True, allow_unused=True
-                )
-                kept = norms.setdefault(k, [torch.zeros_like(p) for p in self.parameters])
-                for parameter, grad, total_k in zip(self.parameters, grads, kept, strict=True):
-                    if grad is None:
-                        continue
-                    total_k += grad
-                    if parameter.grad is None:
-                        parameter.grad = grad.clone()
-                    else:
-                        parameter.grad += grad
+        with self.ledger.time("student_backward", examples):
+            if separate is None:
+                add_together(values, weight)
+            else:
+                separate.add(values, weight)
 
     def _step(self, record: Update) -> None:
         with self.ledger.time("optimizer"):
@@ -335,16 +329,19 @@ class Distiller:
 
     # ----------------------------------------------------------------- checks
 
-    def _is_measured(self, active: list[int]) -> bool:
+    def _separate_gradients(self, active: list[int], parts: int) -> SeparateGradients | None:
+        """Norms are measured at the cadence, and until each selected type was seen to have one."""
         every = self.parts.optim.grad_norm_every
         due = every > 0 and self.cursor % every == 0
-        return due or not all(self.checked[k] for k in active)
+        if due or not all(self.checked[k] for k in active):
+            return SeparateGradients(self.parameters, parts)
+        return None
 
-    def _keep_norms(self, norms: dict[int, list[Tensor]], record: Update) -> None:
-        for k, grads in norms.items():
-            record.grad_norm[k] = float(torch.nn.utils.get_total_norm(grads))
-            if record.weight[k] > 0 and record.loss[k] > SMALLEST_LOSS:
-                if record.grad_norm[k] == 0:
+    def _keep_norms(self, norms: dict[int, float], record: Update) -> None:
+        for k, norm in norms.items():
+            record.grad_norm[k] = record.weight[k] * norm
+            if record.loss[k] > SMALLEST_LOSS:
+                if norm == 0:
                     raise self._no_gradient(k)
                 self.checked[k] = True
 
@@ -369,16 +366,17 @@ class Distiller:
     # ----------------------------------------------------------------- signals
 
     def _signals(
-        self, batch: Batch, wanted: list[int], *, learning: bool = True
+        self, batch: Batch, wanted: list[int], *, learning: bool = True, observe: bool = False
     ) -> tuple[Signals, Signals]:
         """Student and teacher signals that the wanted types (and the observation) need."""
         types = [self.pool.types[k] for k in wanted]
         asked = Needs.union(t.teacher for t in types)
-        student_extra, teacher_extra = self._extra
-        if self.source.cached or asked:
-            asked = asked | teacher_extra
+        needs = Needs.union(t.student for t in types)
+        if observe:
+            needs = needs | self.watched.student
+            if self.source.cached or asked:
+                asked = asked | self.watched.teacher
         teacher = self.source(batch, asked)
-        needs = Needs.union(t.student for t in types) | student_extra
         return self._forward(batch, needs, learning=learning), teacher
 
     def _forward(self, batch: Batch, needs: Needs, *, learning: bool) -> Signals:
@@ -386,22 +384,6 @@ class Distiller:
         self.student.train(learning and self.parts.dropout > 0)
         with self.ledger.time("student_forward", len(batch)):
             return self.tap(batch, needs)
-
-    def _observation_needs(self) -> tuple[Needs, Needs]:
-        student_cls, teacher_cls = self.parts.observe_cls
-        student = Needs(
-            logits=True,
-            cls=frozenset([self.parts.student_layers] if student_cls else ()),
-        )
-        teacher = Needs(
-            logits=True,
-            cls=frozenset([self.parts.teacher_layers] if teacher_cls else ()),
-        )
-        return student, teacher
-
-    def teacher_needs(self) -> Needs:
-        """Every teacher signal that the pool and the observation can ask for."""
-        return Needs.union(t.teacher for t in self.pool) | self._extra[1]
 
     def _is_free(self, k: int) -> bool:
         """True if observing type k costs no teacher forward."""
@@ -413,41 +395,6 @@ class Distiller:
         runs = any(self.pool.types[k].teacher for k in active)
         return (k for k in range(len(self.pool)) if runs or self._is_free(k))
 
-    def _look(self, record: Update, student: Signals, teacher: Signals) -> None:
-        assert student.logits is not None
-        span = self.parts.score_span
-        logits = student.logits
-        if not span:
-            log_p = logits.log_softmax(-1)
-            entropy = -(log_p.exp() * log_p).sum(-1).mean() / math.log(logits.shape[-1])
-            record.entropy = entropy.item()
-        if teacher.logits is not None:
-            if span:
-                gap = (logits - teacher.logits).abs().mean() / span
-                record.agreement = max(0.0, 1.0 - gap.item())
-            else:
-                same = logits.argmax(-1) == teacher.logits.argmax(-1)
-                record.agreement = same.float().mean().item()
-        for name, signals in (("student_cls", student), ("teacher_cls", teacher)):
-            layer = getattr(self.parts, name.replace("_cls", "_layers"))
-            if layer in signals.cls and self.parts.observe_cls[name == "teacher_cls"]:
-                setattr(record, name, signals.cls[layer].float().mean(0).cpu().numpy())
-
-    @contextmanager
-    def _own_dropout(self, *, keep: bool = True) -> Iterator[None]:
-        """Draw dropout masks from the student's own generator; leave torch's global one alone.
-
-        Args:
-            keep: advance the student's generator; False for a look ahead.
-        """
-        if self.parts.dropout == 0:
-            yield
-            return
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.random.set_rng_state(self.rng)
-            if devices:
-                torch.cuda.manual_seed(int(torch.randint(2**62, ()).item()))
-            yield
-            if keep:
-                self.rng = torch.random.get_rng_state()
+    def _own_dropout(self, *, keep: bool = True) -> AbstractContextManager[None]:
+        """Dropout masks come from the student's own generator; ``keep`` advances it."""
+        return self.generator.in_use(keep=keep) if self.parts.dropout else nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,12 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ksel.errors import UsageError
 
+# safetensors reports a full disk with an exception of its own
+FAILURES = (OSError, SafetensorError)
 
-def _cannot_write(path: Path, error: OSError) -> UsageError:
+
+def _cannot_write(path: Path, error: OSError | SafetensorError) -> UsageError:
+    reason = getattr(error, "strerror", None) or error
     return UsageError(
-        f"cannot write {path}: {error.strerror or error}. Free space or choose another folder "
+        f"cannot write {path}: {reason}. Free space or choose another folder "
         f"(--out, --store); nothing half-written was left behind."
     )
 
@@ -35,14 +42,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
         )
         os.close(handle)
-    except OSError as error:
+    except FAILURES as error:
         raise _cannot_write(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except FAILURES as error:
         raise _cannot_write(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -60,7 +67,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
+    except FAILURES as error:
         raise _cannot_write(path, error) from error
     try:
         yield temporary
@@ -70,10 +77,27 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.is_dir():
                 raise
-    except OSError as error:
+    except FAILURES as error:
         raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def reserve(path: Path) -> None:
+    """Take the disk space of a file that was made sparse.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def file_sum(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

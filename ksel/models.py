@@ -1,12 +1,11 @@
-"""Encoders: load one, know its shape, build a student, and tap the signals out of a forward pass."""
+"""Encoders: load one, know its shape, and tap the signals out of a forward pass."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,17 +20,23 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ksel.config import StudentConfig
 from ksel.errors import UsageError
 from ksel.hub import hub_is_reachable
-from ksel.matching import match_layers
 from ksel.tasks import Task
 from ksel.types import Batch, Needs, Shape, Signals
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where an architecture keeps its layers and its query, key and value projections."""
+    """Where an architecture keeps its parts.
+
+    Attributes:
+        layers: submodule of the encoder that lists the layers.
+        query, key, value: submodules of a layer.
+        dropouts: names of the dropout probabilities in the configuration.
+        feed_forward: name of the feed-forward width in the configuration.
+        padded_positions: positions are counted from the padding id + 1, which leaves fewer.
+    """
 
     layers: str
     query: str
@@ -39,6 +44,7 @@ class Family:
     value: str
     dropouts: tuple[str, ...]
     feed_forward: str = "intermediate_size"
+    padded_positions: bool = False
 
 
 _BERT_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
@@ -49,11 +55,12 @@ _BERT = Family(
     "attention.self.value",
     _BERT_DROPOUTS,
 )
+_ROBERTA = replace(_BERT, padded_positions=True)
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
     "electra": _BERT,
     "distilbert": Family(
         "transformer.layer",
@@ -66,15 +73,19 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: PreTrainedConfig) -> Family:
+def family_of(config: PreTrainedConfig, option: str = "--teacher") -> Family:
     """The table row of an architecture.
+
+    Args:
+        config: of the checkpoint.
+        option: the option the checkpoint came from, for the message.
 
     Raises:
         UsageError: ksel does not know where this architecture keeps its parts.
     """
     if config.model_type not in FAMILIES:
         raise UsageError(
-            f"--teacher: architecture '{config.model_type}' is not supported. "
+            f"{option}: architecture '{config.model_type}' is not supported. "
             f"Use an encoder of one of: {', '.join(FAMILIES)}."
         )
     return FAMILIES[config.model_type]
@@ -94,19 +105,64 @@ def shape_of(config: PreTrainedConfig) -> Shape:
 
 
 def load_config(name: str, option: str = "--teacher") -> PreTrainedConfig:
-    """Read a model's configuration from a folder, the hub's cache, or the hub.
+    """Read an encoder's configuration from a folder, the hub's cache, or the hub.
 
     Raises:
-        UsageError: nothing readable is there, or the hub is out of reach.
+        UsageError: nothing readable is there, the hub is out of reach, or the architecture is
+            none of :data:`FAMILIES`.
     """
     with _readable(name, option):
-        return AutoConfig.from_pretrained(name, local_files_only=_local_only(name))
+        config = AutoConfig.from_pretrained(name, **_source(name))
+    family_of(config, option)
+    return config
 
 
 def load_tokenizer(name: str, option: str = "--teacher") -> PreTrainedTokenizerBase:
-    """Read a model's tokenizer from a folder, the hub's cache, or the hub."""
+    """Read a model's tokenizer from a folder, the hub's cache, or the hub.
+
+    Raises:
+        UsageError: there is none, or the hub is out of reach.
+    """
     with _readable(name, option):
-        return AutoTokenizer.from_pretrained(name, local_files_only=_local_only(name))
+        tokenizer = AutoTokenizer.from_pretrained(name, **_source(name))
+    # without files transformers makes one that knows the special tokens alone
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UsageError(
+            f"{option}: {name} has no tokenizer. Put the tokenizer's files (tokenizer.json, or "
+            f"vocab.txt) beside the model."
+        )
+    for setting in _source(name):
+        tokenizer.init_kwargs.pop(setting, None)
+    return tokenizer
+
+
+def check_inputs(
+    config: PreTrainedConfig, tokens: int, max_length: int, option: str = "--teacher"
+) -> None:
+    """Refuse sequences and tokens that the model has no embeddings for.
+
+    Args:
+        config: of the model.
+        tokens: size of the tokenizer's vocabulary.
+        max_length: longest sequence (tokens).
+        option: the option the model came from, for the message.
+
+    Raises:
+        UsageError: too few positions, or too few token embeddings.
+    """
+    longest = config.max_position_embeddings
+    if family_of(config, option).padded_positions:
+        longest -= config.pad_token_id + 1
+    if max_length > longest:
+        raise UsageError(
+            f"--batching.max_length: {max_length} tokens are more than the {longest} that the "
+            f"model of {option} can read. Set --batching.max_length {longest} or less."
+        )
+    if tokens > config.vocab_size:
+        raise UsageError(
+            f"{option}: its tokenizer has {tokens} tokens, but the model embeds only "
+            f"{config.vocab_size}. Give a folder whose model and tokenizer belong together."
+        )
 
 
 def load_classifier(
@@ -123,23 +179,41 @@ def load_classifier(
     Args:
         name: folder or hub name.
         task: decides the head's width and the label names.
-        seed: seed of the head where the checkpoint has none; torch's generator is not touched.
+        seed: seed of the head where the checkpoint has none of this width; torch's generator is
+            not touched.
         option: the option ``name`` came from, for messages.
         own_head: keep the checkpoint's own head and label names.
         changes: further configuration values to override, e.g. dropout probabilities.
 
     Raises:
-        UsageError: nothing readable is there, or the hub is out of reach.
+        UsageError: nothing readable is there, weights are missing, or the hub is out of reach.
     """
     arguments = ({} if own_head else label_settings(task)) | (changes or {})
     with _readable(name, option), own_generator(seed):
-        return AutoModelForSequenceClassification.from_pretrained(
+        model, info = AutoModelForSequenceClassification.from_pretrained(
             name,
             dtype=torch.float32,
             attn_implementation="sdpa",
-            local_files_only=_local_only(name),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_source(name),
             **arguments,
         )
+    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lost = sorted(key for key in fresh if own_head or not _may_be_fresh(key, model))
+    if lost:
+        raise UsageError(
+            f"{option}: the weights of {name} do not fit its config.json: {len(lost)} tensors are "
+            f"missing or of another shape ({', '.join(lost[:3])}). Give a complete checkpoint."
+        )
+    return model
+
+
+def _may_be_fresh(key: str, model: PreTrainedModel) -> bool:
+    """True for head and pooler, which a checkpoint without a head rightly lacks."""
+    prefix = model.base_model_prefix
+    return not key.startswith(f"{prefix}.") or key.startswith(f"{prefix}.pooler.")
 
 
 def label_settings(task: Task) -> dict[str, Any]:
@@ -154,8 +228,10 @@ def label_settings(task: Task) -> dict[str, Any]:
     }
 
 
-def _local_only(name: str) -> bool:
-    return Path(name).is_dir() or not hub_is_reachable()
+def _source(name: str) -> dict[str, Any]:
+    """Where the loaders may look; code that comes with a checkpoint is never run."""
+    local = Path(name).is_dir() or not hub_is_reachable()
+    return {"local_files_only": local, "trust_remote_code": False}
 
 
 @contextmanager
@@ -164,28 +240,28 @@ def _readable(name: str, option: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except (
-        Exception
-    ) as error:  # the loaders raise OSError, ValueError, SafetensorError, KeyError, ...
+    # the loaders raise OSError, ValueError, KeyError, SafetensorError, ...
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         if Path(name).is_dir():
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
             raise UsageError(
                 f"{option}: the folder {name} does not hold a readable model ({reason}). "
                 f"It needs config.json, model.safetensors and the tokenizer's files."
             ) from error
-        where = "" if hub_is_reachable() else " and the Hugging Face hub is out of reach"
+        where = f" ({reason})" if hub_is_reachable() else " and the hub is out of reach"
         raise UsageError(
-            f"{option}: '{name}' is no folder here, not in the hub's cache{where}. "
-            f"Give a folder with the model, or check the name and the network."
+            f"{option}: '{name}' is no folder here and was not found in the Hugging Face hub's "
+            f"cache{where}. Give a folder with the model, or check the name and the network."
         ) from error
 
 
 @contextmanager
 def own_generator(seed: int) -> Iterator[None]:
     """Draw from a fresh torch generator inside, and leave the global one as it was."""
-    with torch.random.fork_rng(devices=[]):
+    # manual_seed also seeds the CUDA generators, so these are put back too
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 
@@ -204,181 +280,15 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """What of a configuration decides the outputs besides the weights: heads, activation, ..."""
+    about = {"architectures", "dtype", "transformers_version", "_name_or_path"}
+    return {name: value for name, value in config.to_diff_dict().items() if name not in about}
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, shared ones once."""
     return sum(p.numel() for p in model.parameters())
-
-
-# --------------------------------------------------------------------------- student
-
-
-@dataclass(frozen=True)
-class StudentPlan:
-    """A student's shape and start, resolved from the settings.
-
-    Attributes:
-        shape: the student's shape.
-        init: ``first``, ``skip``, ``last``, ``random``, or a folder.
-        source: whose weights are copied: ``pretrained``, ``teacher``, or ``none``.
-        layer_map: student layer -> source layer, for ``first``, ``skip`` and ``last``.
-    """
-
-    shape: Shape
-    init: str
-    source: str
-    layer_map: tuple[tuple[int, int], ...]
-
-
-INITS = ("auto", "first", "skip", "last", "random")
-
-
-def plan_student(settings: StudentConfig, teacher: Shape, *, has_pretrained: bool) -> StudentPlan:
-    """Resolve the student's shape and start.
-
-    Raises:
-        UsageError: a size is not positive, heads do not divide the width, or the start does not
-            fit the shape.
-    """
-    if settings.init not in INITS:
-        return _plan_from_checkpoint(settings)
-    shape = Shape(
-        settings.layers if settings.layers is not None else max(1, teacher.layers // 2),
-        settings.width if settings.width is not None else teacher.width,
-        settings.heads if settings.heads is not None else teacher.heads,
-        settings.feed_forward if settings.feed_forward is not None else teacher.feed_forward,
-    )
-    for name in ("layers", "width", "heads", "feed_forward"):
-        if getattr(shape, name) < 1:
-            raise UsageError(f"--student.{name} must be at least 1, not {getattr(shape, name)}.")
-    if shape.width % shape.heads:
-        raise UsageError(
-            f"--student.heads {shape.heads} does not divide the width {shape.width}. "
-            f"Set --student.heads to a divisor, or change --student.width."
-        )
-    if not 0 <= settings.dropout < 1:
-        raise UsageError(f"--student.dropout must be in [0, 1), not {settings.dropout}.")
-    same = (shape.width, shape.feed_forward) == (teacher.width, teacher.feed_forward)
-    init = settings.init
-    if init == "auto":
-        init = "first" if same and shape.layers <= teacher.layers else "random"
-    if init == "random":
-        return StudentPlan(shape, "random", "none", ())
-    if not same:
-        raise UsageError(
-            f"--student.init {init} copies teacher layers, which needs the teacher's width "
-            f"{teacher.width} and feed-forward width {teacher.feed_forward}; the student has "
-            f"{shape.width} and {shape.feed_forward}. Use --student.init random or a checkpoint."
-        )
-    if shape.layers > teacher.layers:
-        raise UsageError(
-            f"--student.layers {shape.layers} is more than the teacher's {teacher.layers}, so "
-            f"--student.init {init} has nothing to copy for the rest. Use fewer layers or "
-            f"--student.init random."
-        )
-    source = settings.source
-    if source == "auto":
-        source = "pretrained" if has_pretrained else "teacher"
-    if source == "pretrained" and not has_pretrained:
-        raise UsageError(
-            "--student.source pretrained: the checkpoint this teacher was fine-tuned from is not "
-            "known. Use --student.source teacher."
-        )
-    return StudentPlan(shape, init, source, match_layers(init, shape.layers, teacher.layers))
-
-
-def _plan_from_checkpoint(settings: StudentConfig) -> StudentPlan:
-    given = [
-        f"--student.{name}"
-        for name in ("layers", "width", "heads", "feed_forward")
-        if getattr(settings, name) is not None
-    ]
-    if given:
-        raise UsageError(
-            f"{', '.join(given)}: the shape comes from the checkpoint --student.init "
-            f"{settings.init}. Leave the shape out, or use one of: {', '.join(INITS)}."
-        )
-    config = load_config(settings.init, "--student.init")
-    return StudentPlan(shape_of(config), settings.init, "none", ())
-
-
-def build_student(
-    plan: StudentPlan,
-    teacher: PreTrainedModel,
-    pretrained: PreTrainedModel | None,
-    task: Task,
-    *,
-    dropout: float,
-    seed: int,
-) -> PreTrainedModel:
-    """Build the student and give it its initial weights.
-
-    Args:
-        plan: from :func:`plan_student`.
-        teacher: the fine-tuned teacher; the student takes its architecture and vocabulary.
-        pretrained: the checkpoint the teacher came from, where known.
-        task: the head's width and label names.
-        dropout: dropout probability of the student.
-        seed: seed of whatever is not copied; torch's generator is not touched.
-
-    Raises:
-        UsageError: a checkpoint's vocabulary is not the teacher's.
-    """
-    if plan.init not in INITS:
-        config = load_config(plan.init, "--student.init")
-        without = dict.fromkeys(family_of(config).dropouts, dropout)
-        student = load_classifier(
-            plan.init, task, seed=seed, option="--student.init", changes=without
-        )
-        if student.config.vocab_size != teacher.config.vocab_size:
-            raise UsageError(
-                f"--student.init {plan.init} has a vocabulary of {student.config.vocab_size} "
-                f"tokens and the teacher one of {teacher.config.vocab_size}; student and teacher "
-                f"read the same tokens. Use a checkpoint with the teacher's tokenizer."
-            )
-        return student
-    family = family_of(teacher.config)
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = plan.shape.layers
-    config.hidden_size = plan.shape.width
-    config.num_attention_heads = plan.shape.heads
-    setattr(config, family.feed_forward, plan.shape.feed_forward)
-    for name, value in label_settings(task).items():
-        setattr(config, name, value)
-    for name in family.dropouts:
-        setattr(config, name, dropout)
-    config._attn_implementation = "sdpa"
-    with own_generator(seed):
-        student = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    if plan.layer_map:
-        source = teacher if plan.source == "teacher" else pretrained
-        assert source is not None
-        _copy_layers(source, student, plan.layer_map, family, head=plan.source == "teacher")
-    return student
-
-
-def _copy_layers(
-    source: PreTrainedModel,
-    student: PreTrainedModel,
-    layer_map: tuple[tuple[int, int], ...],
-    family: Family,
-    *,
-    head: bool,
-) -> None:
-    """Copy embeddings, matched layers, pooler and (``head``) the classifier."""
-    weights = source.state_dict()
-    prefix = f"{student.base_model_prefix}."
-    layers = f"{prefix}{family.layers}."
-    origin = {f"{layers}{s - 1}.": f"{layers}{t - 1}." for s, t in layer_map}
-    copied = {}
-    for name in student.state_dict():
-        if not name.startswith(prefix) and not head:
-            continue
-        old = name
-        if name.startswith(layers):
-            own = layers + name[len(layers) :].split(".")[0] + "."
-            old = origin[own] + name[len(own) :]
-        copied[name] = weights[old]
-    student.load_state_dict(copied, strict=False)
 
 
 # --------------------------------------------------------------------------- taps

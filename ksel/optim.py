@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def adamw(
@@ -18,6 +18,22 @@ def adamw(
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def allocate_moments(optimizer: torch.optim.AdamW) -> list[Tensor]:
+    """Give AdamW its state before the first step, so that a reset or a copy of it is in place.
+
+    Returns:
+        Step count and both moments of each parameter, one after the other.
+    """
+    moments: list[Tensor] = []
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        state = optimizer.state[parameter]
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+        moments += [state["step"], state["exp_avg"], state["exp_avg_sq"]]
+    return moments
 
 
 def linear_schedule(update: int, updates: int, warmup: float) -> float:

@@ -9,54 +9,34 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from agents.fixed import static_policy
-from agents.make import check_settings, make_agent, resolve_actions
+from agents.make import check_settings, get_agent, make_agent, resolve_actions
 from agents.policy import Policy
 from agents.rollout import Played, play, search
 from agents.stable_baselines import SB3Agent
 from envs.distillation import DistillationEnv
 from envs.recording import Recorder
-from ksel.artifacts import make_run_folder, save_student, seconds_per_example
-from ksel.cli import guard, quiet_libraries
+from ksel.artifacts import make_run_folder, seconds_per_example
+from ksel.checks import check_unrewarded
+from ksel.cli import INTERRUPTED_EXIT, guard, quiet_libraries, shielded
 from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.evaluation import evaluate_dev
 from ksel.files import write_json
+from ksel.knowledge import KINDS
+from ksel.leaving import Job, fail, leave, stopped, write_schedule, write_student
 from ksel.models import parameter_count
-from ksel.report import write_report
+from ksel.saved import inputs
 from ksel.settings import parse_run
 from ksel.setup import Setup, prepare, resolve_threads
-from ksel.summary import print_summary
+from ksel.summary import describe, opening_lines, print_summary
 from ksel.tracking import Progress, Tracker
-from ksel.trajectory import ScheduleWriter, time_means
-
-SHARE_PARTS = 4
-INTERRUPTED = 130
-
-
-@dataclass
-class Job:
-    """A run in progress: what there is so far, so that it can be written at any moment."""
-
-    config: RunConfig
-    folder: Path
-    progress: Progress
-    status: str = "interrupted"
-    setup: Setup | None = None
-    writer: ScheduleWriter | None = None
-    agent: SB3Agent | None = None
-    policy: Policy | None = None
-    stage: str = "setup"
-    teacher: dict[str, Any] = field(default_factory=dict)
-    students: list[dict[str, Any]] = field(default_factory=list)
-    searched: Played | None = None
+from ksel.trajectory import ScheduleWriter
 
 
 def main(argv: list[str]) -> int:
@@ -64,35 +44,49 @@ def main(argv: list[str]) -> int:
     quiet_libraries()
     config = parse_run(argv)
     check_settings(config)
+    check_references(config, None)
+    if not get_agent(config.agent).learns:
+        check_unrewarded(config)
     soft = resolve_actions(config.agent, config.env.actions)
     config = resolve_threads(config)
     folder = make_run_folder(config)
     with Progress() as progress:
-        progress.say(f"run: {folder}")
-        job = Job(config, folder, progress)
+        job = Job(config, folder, progress, soft)
+        masks = "soft" if soft else "hard"
+        progress.say(
+            f"run: {config.task}, agent {config.agent} ({masks} masks), seed {config.seed}; "
+            f"folder {folder}"
+        )
         try:
-            _work(job, soft)
+            _work(job)
             job.status = "complete"
         except KeyboardInterrupt:
+            job.status = "interrupted"
             progress.say("stopped by Ctrl-C: writing what there is")
-        finally:
-            summary = _leave(job)
+        except Exception as error:
+            fail(job, error)
+            raise
+        with shielded():
+            summary = leave(job)
     if job.status == "complete":
         print_summary(summary)
-        write_report(folder)
+        print(f"student: {folder / 'student'}")
         print(f"report: {folder / 'report.html'}")
-        print(f"tensorboard --logdir {folder / 'tensorboard'}")
+        print(f"curves: tensorboard --logdir {folder / 'tensorboard'}")
         return 0
-    print(f"stopped during {job.stage}; {folder} holds what there was: {_inventory(folder)}")
-    return INTERRUPTED
+    print(stopped(summary, folder))
+    return INTERRUPTED_EXIT
 
 
-def _work(job: Job, soft: bool) -> None:
-    config, progress = job.config, job.progress
+def _work(job: Job) -> None:
+    config, progress, soft = job.config, job.progress, job.soft
     job.setup = setup = prepare(config, progress)
     check_references(config, setup.pool.names)
     episode = max(1, round(setup.updates * config.episodes.share))
     env = DistillationEnv(setup=setup, soft=soft)
+    agent = make_agent(config, setup.pool.names, spaces.Dict(env.spaces), env.action_space)
+    for line in opening_lines(setup, episode if agent.learns else None):
+        progress.say(line)
     job.writer = ScheduleWriter(
         setup.pool.names,
         env.feature_names,
@@ -103,44 +97,56 @@ def _work(job: Job, soft: bool) -> None:
             "seed": config.seed,
             "data": setup.origin,
             "builtin_data": setup.builtin,
+            "updates": setup.updates,
+            "inputs": inputs(setup),
         },
     )
     with Tracker(job.folder, setup.pool.names) as tracker:
         tracker.layout()
         job.stage = "teacher"
         _measure_teacher(job, setup, tracker)
-        agent = make_agent(config, setup.pool.names, spaces.Dict(env.spaces), env.action_space)
         if isinstance(agent, SB3Agent):
-            job.stage, job.agent = "search", agent
+            job.stage, job.learner = "search", agent
             search_env = DistillationEnv(setup=setup, soft=soft, updates=episode)
-            job.searched = _search(job, agent, search_env, tracker)
-            job.policy = agent.frozen()
-        else:
-            job.policy = agent
-        job.stage = "final"
-        _distil(job, job.policy, env, "final", "selected", tracker, measure=job.policy.learns)
-        _save_student(job)
+            _search(job, agent, search_env, tracker)
+        policy: Policy = agent.frozen() if isinstance(agent, SB3Agent) else agent
+        # From here on the student is the final one, also if Ctrl-C comes before its first update.
+        setup.distiller.reset(config.seed, setup.updates)
+        job.stage, job.policy = "final", policy
+        job.writer.meta["measured"] = policy.learns
+        _distil(job, policy, env, "final", "selected", tracker, measure=policy.learns)
+        write_student(job)
         for name in config.references:
             job.stage = f"reference:{name}"
             policy = static_policy(_mask(name), setup.pool.names, soft, "--references")
             _distil(job, policy, env, job.stage, name, tracker, measure=False)
 
 
-def check_references(config: RunConfig, pool: Sequence[str]) -> None:
+def check_references(config: RunConfig, pool: Sequence[str] | None) -> None:
     """Refuse reference students that this pool cannot make.
+
+    Args:
+        config: the run.
+        pool: names of the knowledge types; None = not built yet: check what needs no pool.
 
     Raises:
         UsageError: names the reference and what is missing.
     """
-    if "finetune" in config.references and "label" not in pool:
+    specs = config.knowledge.pool
+    if "finetune" in config.references and "label" not in specs and _are_kinds(specs):
         raise UsageError(
             "--references finetune trains on the label alone, and --knowledge.pool has no "
             "'label'. Add it to the pool, or leave finetune out of --references."
         )
     if len(set(config.references)) != len(config.references):
         raise UsageError("--references: each name once.")
-    for name in config.references:
-        static_policy(_mask(name), pool, option="--references")
+    for name in config.references if pool is not None else ():
+        static_policy(_mask(name), pool or (), option="--references")
+
+
+def _are_kinds(specs: Sequence[str]) -> bool:
+    """False where the pool has mistakes of its own, which are told when it is built."""
+    return bool(specs) and all(spec.partition("/")[0] in KINDS for spec in specs)
 
 
 def _mask(reference: str) -> list[str]:
@@ -161,10 +167,10 @@ def _measure_teacher(job: Job, setup: Setup, tracker: Tracker) -> None:
     }
     tracker.log("teacher", 0, {f"teacher/{name}": value for name, value in metrics.items()})
     write_json(job.folder / "teacher.json", job.teacher)
-    job.progress.say(f"teacher: {_words(metrics)}")
+    job.progress.say(f"teacher: {describe(setup.teacher_shape, model)}; {_words(metrics)}")
 
 
-def _search(job: Job, agent: SB3Agent, env: DistillationEnv, tracker: Tracker) -> Played:
+def _search(job: Job, agent: SB3Agent, env: DistillationEnv, tracker: Tracker) -> None:
     assert job.writer is not None
     episodes = job.config.episodes.count
     decisions = math.ceil(env.updates / job.config.env.phase_steps)
@@ -183,9 +189,16 @@ def _search(job: Job, agent: SB3Agent, env: DistillationEnv, tracker: Tracker) -
         logger_folder=job.folder / "tensorboard" / "agent",
     )
     bar.close()
+    write_schedule(job)
     for episode, total in enumerate(searched.rewards):
         tracker.log("episodes", episode, {"reward/episode": total})
-    return searched
+    job.search = {
+        "episodes": len(searched.rewards),
+        "decisions": searched.decisions,
+        "updates": searched.updates,
+        "seconds": searched.seconds,
+        "rewards": list(searched.rewards),
+    }
 
 
 def _distil(
@@ -199,7 +212,8 @@ def _distil(
     measure: bool,
 ) -> None:
     """Distil one student, evaluate it on the way and at the end, and note the figures."""
-    assert job.writer is not None and job.setup is not None
+    assert job.writer is not None
+    assert job.setup is not None
     setup = job.setup
     bar = job.progress.stage(f"student {name}", setup.updates)
     curve: dict[str, float] = {}
@@ -229,11 +243,12 @@ def _distil(
     metrics = _dev(setup, setup.student, None)
     tracker.log(stage, played.updates, {f"dev/{key}": value for key, value in metrics.items()})
     bar.close()
+    write_schedule(job)
     job.students.append(_figures(job, name, stage, metrics, played))
     rows = job.writer.rows(stage)
     actions = np.stack([row.action for row in rows])
     tracker.heat_map(stage, actions, np.array([row.update for row in rows]))
-    early = f" (ended early: {played.reason})" if played.reason else ""
+    early = f" (ended after {played.updates} updates: {played.reason})" if played.reason else ""
     job.progress.say(f"student {name}: {_words(metrics)}{early}")
 
 
@@ -257,7 +272,8 @@ def _at_marks(marks: list[int], act: Callable[[int], None]) -> Callable[[int], N
 def _figures(
     job: Job, name: str, stage: str, metrics: dict[str, float], played: Played
 ) -> dict[str, Any]:
-    assert job.setup is not None and job.writer is not None
+    assert job.writer is not None
+    assert job.setup is not None
     shares = np.stack([row.action for row in job.writer.rows(stage)]).mean(0)
     return {
         "name": name,
@@ -291,90 +307,6 @@ def _milliseconds(setup: Setup, model: Any) -> float:
 
 def _words(metrics: dict[str, float]) -> str:
     return ", ".join(f"dev {name} {value:.4f}" for name, value in metrics.items())
-
-
-# --------------------------------------------------------------------------- what is left behind
-
-
-def _save_student(job: Job) -> None:
-    assert job.setup is not None
-    metrics = job.students[0]["metrics"] if job.students else {}
-    card = {"agent": job.config.agent, "metrics": metrics, "teacher": job.teacher.get("name")}
-    save_student(job.folder / "student", job.setup, card)
-
-
-def _leave(job: Job) -> dict[str, Any]:
-    """Write whatever there is: schedule, policy, student, summary."""
-    if job.writer is not None and len(job.writer):
-        job.writer.write(job.folder / "schedule.parquet")
-    if job.agent is not None and job.agent.model is not None:
-        job.policy = job.policy or job.agent.frozen()
-        job.agent.save_sb3_zip(job.folder / "policy" / "stable_baselines3.zip")
-    if job.policy is not None:
-        job.policy.save(job.folder / "policy")
-    if job.stage == "final" and job.setup is not None and not (job.folder / "student").exists():
-        _save_student(job)
-    summary = summarize(job)
-    write_json(job.folder / "summary.json", summary)
-    return summary
-
-
-def summarize(job: Job) -> dict[str, Any]:
-    """The run's ``summary.json``."""
-    setup, config = job.setup, job.config
-    by_name = {student["name"]: student for student in job.students}
-    plain = by_name.get("all", {}).get("seconds")
-    selected = by_name.get("selected", {}).get("seconds")
-    searched = job.searched.seconds if job.searched else 0.0
-    cost = {
-        "search_seconds": searched,
-        "final_seconds": selected,
-        "plain_seconds": plain,
-        "search_multiple": searched / plain if plain else None,
-        "total_multiple": (searched + selected) / plain if plain and selected else None,
-        **(setup.ledger.flat() if setup else {}),
-    }
-    parts: list[list[float]] = []
-    if "selected" in by_name and job.writer is not None:
-        actions = np.stack([row.action for row in job.writer.rows("final")])
-        parts = time_means(actions, SHARE_PARTS).tolist()
-    return {
-        "status": job.status,
-        "stage": job.stage,
-        "task": config.task,
-        "agent": config.agent,
-        "seed": config.seed,
-        "data": setup.origin if setup else None,
-        "builtin_data": setup.builtin if setup else None,
-        "rows": {
-            "train": len(setup.train),
-            "reward": len(setup.reward),
-            **{name: len(split) for name, split in setup.dev.items()},
-        }
-        if setup
-        else {},
-        "headline": setup.task.metrics[0] if setup else None,
-        "teacher": job.teacher,
-        "students": job.students,
-        "search": {
-            "episodes": len(job.searched.rewards),
-            "decisions": job.searched.decisions,
-            "updates": job.searched.updates,
-            "rewards": list(job.searched.rewards),
-        }
-        if job.searched
-        else None,
-        "shares_over_time": parts,
-        "cost": cost,
-        "pool": list(setup.pool.names) if setup else list(config.knowledge.pool),
-        "student_start": f"{setup.plan.init} ({setup.plan.source})" if setup else None,
-        "teacher_signals": setup.signals if setup else None,
-        "fallbacks": setup.fallbacks if setup else [],
-    }
-
-
-def _inventory(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.iterdir()))
 
 
 if __name__ == "__main__":

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import (
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_parsing_settings,
+)
 
 from ksel.checks import check_config
 from ksel.config import RunConfig
@@ -22,21 +29,57 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 QUICK = "quick.yaml"
 
 
+class _Help(DefaultHelpFormatter):
+    """jsonargparse's help without the types that only repeat the choices shown anyway."""
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        text = re.sub(r"type: Literal\[[^]]*\], ", "", text)
+        return re.sub(
+            r"list\[Literal\[([^]]*)\]\]", lambda m: f"list of {m[1].replace(chr(39), '')}", text
+        )
+
+
+class _Guarded(argparse.Action):
+    """An option that :func:`ksel.cli.guard` takes off before parsing; here for ``--help`` only."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(
+            option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help
+        )
+
+    def __call__(self, *_: Any) -> None:
+        """Nothing is left to do."""
+
+
+@functools.cache
 def build_parser(prog: str = "python -m ksel.run") -> ArgumentParser:
     """The command line of a run: every field of RunConfig, ``--config`` and ``--print_config``."""
     parser = ArgumentParser(
         prog=prog,
-        description=(RunConfig.__doc__ or "").strip(),
+        usage=f"{prog} [--task TASK] [--agent AGENT] [--config FILE] [--SETTING VALUE ...]",
+        description=(
+            "The main job: prepare data and teacher, search while the agent learns, distil the "
+            "final student under the frozen policy and its references, sum up. A setting of a "
+            "group is written --group.setting VALUE, a list '[a, b]', and nothing null."
+        ),
         exit_on_error=False,
         allow_abbrev=False,
+        formatter_class=_Help,
         epilog=(
             "Layers, each over the one before: defaults; configs/quick.yaml (if no --config is "
             "given); configs/agents/AGENT.yaml; --config files; the command line."
         ),
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; repeatable.")
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    parser.add_argument("--debug", action=_Guarded, help="Show the traceback of an error.")
     parser.add_class_arguments(RunConfig)
+    for action in parser._actions:
+        if action.dest in _groups():
+            action.help = argparse.SUPPRESS  # --group FILE would be a second, lesser --config
+        if action.dest == "print_config":
+            action.help = "Print all settings as YAML, which --config takes back, and exit."
+            action.metavar = ""
     return parser
 
 
@@ -50,12 +93,27 @@ def parse_run(argv: Sequence[str]) -> RunConfig:
     return _parse(build_parser(), [*_layers(argv), *argv])
 
 
+def parse_over(saved: Path, argv: Sequence[str], prog: str) -> RunConfig:
+    """Settings of a saved run with a command line over them, checked; no other layer lies below.
+
+    Args:
+        saved: the run's ``config.yaml``.
+        argv: options of :func:`build_parser`.
+        prog: the entry point's name.
+
+    Raises:
+        UsageError: an unknown or contradictory setting, or a value out of its range.
+    """
+    return _parse(build_parser(prog), ["--config", str(saved), *argv])
+
+
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
     """Settings from a (nested, JSON-able) dictionary over the dataclass defaults, checked.
 
     Raises:
         UsageError: an unknown or contradictory setting, or a value out of its range.
     """
+    _check_names(values)
     parser = build_parser()
     try:
         return _finish(parser, parser.parse_object(values))
@@ -101,22 +159,6 @@ def config_to_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def changed_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that differ from the dataclass defaults, by dotted name."""
-    default = RunConfig()
-    changed = {}
-    for field in fields(config):
-        value, usual = getattr(config, field.name), getattr(default, field.name)
-        if not is_dataclass(value):
-            if value != usual:
-                changed[field.name] = value
-            continue
-        for inner in fields(value):
-            if getattr(value, inner.name) != getattr(usual, inner.name):
-                changed[f"{field.name}.{inner.name}"] = getattr(value, inner.name)
-    return changed
-
-
 def _absolute(name: str | None) -> str | None:
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
@@ -127,7 +169,9 @@ def _layers(argv: Sequence[str]) -> list[str]:
     layers = [] if files else [QUICK]
     agent = RunConfig.agent
     for file in files:
-        agent = str(read_yaml(Path(file)).get("agent", agent))
+        values = read_yaml(Path(file))
+        _check_names(values)
+        agent = str(values.get("agent", agent))
     agent = (_values(argv, "--agent") or [agent])[-1]
     own = f"agents/{agent}.yaml"
     if (resources.files("configs") / own).is_file():
@@ -159,59 +203,121 @@ def _parse(parser: ArgumentParser, argv: Sequence[str]) -> RunConfig:
 
 
 def _finish(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
-    values = vars(parser.instantiate_classes(parsed))
+    # jsonargparse renamed it in 4.49.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    values = vars(instantiate(parsed))
     config = RunConfig(**{f.name: values[f.name] for f in fields(RunConfig)})
+    _refuse_null("", config)
     check_config(config)
     return config
 
 
-def _known_options() -> list[str]:
-    names = []
-    for field in fields(RunConfig):
-        value = getattr(RunConfig(), field.name)
-        names += (
-            [f"{field.name}.{inner.name}" for inner in fields(value)]
-            if is_dataclass(value)
-            else [field.name]
-        )
-    return names
+def _groups() -> list[str]:
+    """Names of the groups of settings."""
+    return [f.name for f in fields(RunConfig) if is_dataclass(getattr(RunConfig(), f.name))]
+
+
+def known_options() -> list[str]:
+    """Dotted names of all settings, in the order of ``--help``."""
+    groups, default = _groups(), RunConfig()
+    return [f.name for f in fields(RunConfig) if f.name not in groups] + [
+        f"{group}.{inner.name}" for group in groups for inner in fields(getattr(default, group))
+    ]
+
+
+def _check_names(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse names that are no settings, and groups that are no mappings (jsonargparse skips those).
+
+    Raises:
+        UsageError: names the setting and the nearest one there is.
+    """
+    groups, known = _groups(), known_options()
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name in groups:
+            if not isinstance(value, Mapping):
+                raise _not_a_group(name)
+            _check_names(value, f"{name}.")
+        elif name not in known:
+            raise _unknown_setting(name)
+
+
+def _refuse_null(prefix: str, settings: Any) -> None:
+    """Refuse null where a value is needed; jsonargparse takes it for 'not given'."""
+    hints = get_type_hints(type(settings))
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            _refuse_null(f"{prefix}{field.name}.", value)
+        elif value is None and type(None) not in get_args(hints[field.name]):
+            raise UsageError(f"--{prefix}{field.name}: null is not valid; it needs a value.")
+
+
+def _unknown_setting(name: str) -> UsageError:
+    near = difflib.get_close_matches(name, known_options(), n=1, cutoff=0.5)
+    hint = f" Did you mean --{near[0]}?" if near else ""
+    return UsageError(
+        f"--{name}: unknown setting.{hint} See python -m ksel.run --help for all of them."
+    )
+
+
+def _not_a_group(name: str) -> UsageError:
+    inner = next(option for option in known_options() if option.startswith(f"{name}."))
+    return UsageError(
+        f"--{name} is a group of settings, not a value. Set what is in it, such as --{inner}."
+    )
 
 
 def _explain(error: Exception) -> UsageError:
     """One readable message out of jsonargparse's, with the nearest option where one is unknown."""
     text = " ".join(str(error).split())
-    invalid = re.search(r'[Kk]ey "([\w.]+)": (.*)', text)
+    if "Unable to load config" in text and (group := re.search(r'key "(\w+)"', text)):
+        return _not_a_group(group.group(1))
+    invalid = re.search(r'[Kk]ey "([^"]+)": (.*)', text)
     if invalid:
         return _invalid_value(invalid.group(1), invalid.group(2))
-    unknown = (
-        re.search(r"[Uu]nrecognized arguments: --([\w.]+)", text)
-        or re.search(r"[Kk]ey ['\"]([\w.]+)['\"] is not expected", text)
-        or re.search(r"[Oo]ption ['\"]?([\w.]+)['\"]? is not accepted", text)
-        or re.search(r"Group ['\"][\w.]+['\"] does not accept option ['\"]([\w.]+)['\"]", text)
-        or re.search(r"No action for key ['\"]([\w.]+)['\"]", text)
-    )
+    unknown = re.search(r"[Uu]nrecognized arguments: --([^\s=]+)", text)
     if unknown:
-        name = unknown.group(1)
-        near = difflib.get_close_matches(name, _known_options(), n=1, cutoff=0.5)
-        hint = f" Did you mean --{near[0]}?" if near else ""
+        return _unknown_setting(unknown.group(1))
+    stray = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
+    if stray:
         return UsageError(
-            f"--{name}: unknown setting.{hint} See python -m ksel.run --help for all of them."
+            f"'{stray.group(1)}' belongs to no option. Write settings as --SETTING VALUE, and a "
+            f"list or a value with blanks in quotes."
+        )
+    missing = re.search(r"argument (--\S+): expected one argument", text)
+    if missing:
+        return UsageError(
+            f"{missing.group(1)}: its value is missing. Write {missing.group(1)} VALUE."
         )
     return UsageError(text)
+
+
+WORDS = {
+    "NoneType": "null",
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list in brackets, such as '[a, b]'",
+    "dict": "a mapping, such as '{label: 0.5}'",
+}
+"""What a type is called in a message."""
 
 
 def _invalid_value(name: str, reason: str) -> UsageError:
     """A value of the wrong type, with what is allowed."""
     given = re.search(r"(?:Given value|Got value): (.*)$", reason)
     choices = re.search(r"typing\.Literal\[([^\]]+)\]", reason)
-    expected = reason.split("Given value type")[0]
-    kinds = re.findall(r"class '(?:\w+\.)*(\w+)'", expected)
+    size = re.search(r"tuple with (\d+) elements", reason)
+    kinds = re.findall(r"class '(?:\w+\.)*(\w+)'", reason.split("Given value type")[0])
     if choices:
         allowed = f"one of {choices.group(1)}"
+    elif size:
+        allowed = f"{size.group(1)} numbers in brackets, such as '[0, 1]'"
     else:
-        words = {"NoneType": "null", "float": "a number", "int": "a whole number", "str": "text"}
-        allowed = " or ".join(dict.fromkeys(words.get(kind, kind) for kind in kinds)) or reason
+        allowed = " or ".join(dict.fromkeys(WORDS.get(kind, kind) for kind in kinds)) or reason
     value = given.group(1) if given else "the value"
     near = difflib.get_close_matches(value, re.findall(r"'(\w+)'", allowed), n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    hint = f" Did you mean '{near[0]}'?" if near and choices else ""
     return UsageError(f"--{name}: {value} is not valid.{hint} Give {allowed}.")

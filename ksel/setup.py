@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,10 +28,20 @@ from ksel.errors import UsageError
 from ksel.evaluation import check_objective
 from ksel.knowledge import KnowledgePool, build_pool
 from ksel.ledger import Ledger
-from ksel.models import StudentPlan, build_student, on_device, plan_student, shape_of
+from ksel.models import check_inputs, on_device
+from ksel.observing import Watched
 from ksel.signals import CachePlan, TeacherSource, open_source
+from ksel.students import StudentPlan, build_student, check_vocabulary, plan_student
 from ksel.tasks import Task
-from ksel.teachers import Located, Teacher, locate_teacher, open_teacher, open_tokenizer
+from ksel.teachers import (
+    Located,
+    Outline,
+    Teacher,
+    locate_teacher,
+    open_teacher,
+    open_tokenizer,
+    outline_teacher,
+)
 from ksel.tracking import Progress, Silent
 from ksel.types import Needs, Shape
 
@@ -100,60 +112,113 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
         torch.set_num_threads(config.threads)
     ledger = Ledger()
     fallbacks: list[str] = []
-    source = load_source(config.task, config.data, config.custom, _loud(progress, fallbacks))
-    check_objective(config.env.objective, source.task)
-    source = limit_train(source, config.rows)
-    train, reward, dev = three_way(source, config.rows, config.seed, config.batching.size)
+    source, (train, reward, dev) = _rows(config, _loud(progress, fallbacks))
+    _say_data(progress, source, train, reward, dev)
     located = locate_teacher(config.teacher, progress.say)
     if located.fallback:
         fallbacks.append(located.fallback)
     tokenizer = open_tokenizer(located, _texts(source.train))
-
-    def tokens(rows: Rows) -> Split:
-        return tokenize(rows, source.task, tokenizer, config.batching.max_length)
-
-    _say_data(progress, source, train, reward, dev)
-    teacher = _teacher(config, located, source, tokens(source.train), tokenizer, device, progress)
-    splits = tokens(train), tokens(reward), {name: tokens(rows) for name, rows in dev.items()}
-    return _assemble(
-        config, source, splits, tokenizer, teacher, fallbacks, ledger, device, progress
+    outline = outline_teacher(located, tokenizer, config.batching.max_length)
+    updates = step_budget(config, len(train))
+    plan, pool = _plan(config, source.task, outline)
+    tokens = partial(
+        tokenize, task=source.task, tokenizer=tokenizer, max_length=config.batching.max_length
+    )
+    everything = tokens(source.train)
+    teacher = _teacher(config, located, source, everything, tokenizer, device, progress)
+    student = _student(config, plan, teacher, source.task, tokenizer, device)
+    rows = everything.take(train.idx)
+    signals = _signals(config, teacher, outline.shape, rows, pool, ledger, device, progress)
+    watched = _watched(config, source.task, plan.shape, outline.shape)
+    return Setup(
+        config=config,
+        task=source.task,
+        origin=source.origin,
+        builtin=source.builtin,
+        train=rows,
+        reward=everything.take(reward.idx),
+        dev={name: tokens(split) for name, split in dev.items()},
+        tokenizer=tokenizer,
+        teacher=teacher,
+        plan=plan,
+        student_shape=plan.shape,
+        teacher_shape=outline.shape,
+        pool=pool,
+        distiller=_distiller(config, student, pool, signals, rows, watched, ledger),
+        updates=updates,
+        fallbacks=fallbacks,
+        signals="cached" if signals.cached else "live",
+        ledger=ledger,
+        device=device,
     )
 
 
-def _assemble(
-    config: RunConfig,
-    source: Source,
-    splits: tuple[Split, Split, dict[str, Split]],
-    tokenizer: PreTrainedTokenizerBase,
-    teacher: Teacher,
-    fallbacks: list[str],
-    ledger: Ledger,
-    device: torch.device,
-    progress: Progress | Silent,
-) -> Setup:
-    train, reward, dev = splits
-    teacher_shape = shape_of(teacher.model.config)
-    plan = plan_student(
-        config.student, teacher_shape, has_pretrained=teacher.pretrained is not None
-    )
+def _rows(
+    config: RunConfig, say: Callable[[str], None]
+) -> tuple[Source, tuple[Rows, Rows, dict[str, Rows]]]:
+    """The source, and its train, reward and dev rows; train and reward carry their row numbers."""
+    source = load_source(config.task, config.data, config.custom, say)
+    check_objective(config.env.objective, source.task)
+    source = limit_train(source, config.rows)
+    # numbered from 0, so that each training row is tokenised only once
+    train = replace(source.train, idx=np.arange(len(source.train)))
+    numbered = replace(source, train=train)
+    return source, three_way(numbered, config.rows, config.seed, config.batching.size)
+
+
+def _plan(config: RunConfig, task: Task, outline: Outline) -> tuple[StudentPlan, KnowledgePool]:
+    """Student and pool as the settings ask, checked before any weights are loaded."""
+    plan = plan_student(config.student, outline.shape, has_pretrained=outline.has_pretrained)
     pool = build_pool(
         config.knowledge,
-        task=source.task,
+        task=task,
         student=plan.shape,
-        teacher=teacher_shape,
+        teacher=outline.shape,
         seed=config.seed,
     )
+    return plan, pool
+
+
+def _student(
+    config: RunConfig,
+    plan: StudentPlan,
+    teacher: Teacher,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+) -> PreTrainedModel:
+    check_vocabulary(plan, tokenizer)
     student = build_student(
         plan,
         teacher.model,
         teacher.pretrained,
-        source.task,
+        task,
         dropout=config.student.dropout,
         seed=config.seed,
     )
-    on_device(student, device)
-    signals = _signals(config, teacher, teacher_shape, train, pool, ledger, device, progress)
-    low, high = source.task.score_range
+    check_inputs(student.config, len(tokenizer), config.batching.max_length, "--student.init")
+    return on_device(student, device)
+
+
+def _watched(config: RunConfig, task: Task, student: Shape, teacher: Shape) -> Watched:
+    low, high = task.score_range
+    observe = config.env.observe
+    return Watched(
+        score_span=high - low if task.is_regression else 0.0,
+        student_layer=student.layers if "student_cls" in observe else None,
+        teacher_layer=teacher.layers if "teacher_cls" in observe else None,
+    )
+
+
+def _distiller(
+    config: RunConfig,
+    student: PreTrainedModel,
+    pool: KnowledgePool,
+    signals: TeacherSource,
+    train: Split,
+    watched: Watched,
+    ledger: Ledger,
+) -> Distiller:
     parts = DistillerParts(
         student=student,
         pool=pool,
@@ -163,35 +228,12 @@ def _assemble(
         bucket=config.batching.bucket,
         optim=config.optim,
         knowledge=config.knowledge,
-        student_layers=plan.shape.layers,
-        teacher_layers=teacher_shape.layers,
-        score_span=high - low if source.task.is_regression else 0.0,
+        watched=watched,
         dropout=config.student.dropout,
         seed=config.seed,
-        observe_cls=("student_cls" in config.env.observe, "teacher_cls" in config.env.observe),
         ledger=ledger,
     )
-    return Setup(
-        config=config,
-        task=source.task,
-        origin=source.origin,
-        builtin=source.builtin,
-        train=train,
-        reward=reward,
-        dev=dev,
-        tokenizer=tokenizer,
-        teacher=teacher,
-        plan=plan,
-        student_shape=plan.shape,
-        teacher_shape=teacher_shape,
-        pool=pool,
-        distiller=Distiller(parts),
-        updates=step_budget(config, len(train)),
-        fallbacks=fallbacks,
-        signals="cached" if signals.cached else "live",
-        ledger=ledger,
-        device=device,
-    )
+    return Distiller(parts)
 
 
 def step_budget(config: RunConfig, rows: int) -> int:
@@ -215,13 +257,21 @@ def pick_device(name: str) -> torch.device:
     """The device that ``--device`` names.
 
     Raises:
-        UsageError: CUDA is asked for and absent.
+        UsageError: CUDA is asked for and absent, or there is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: no CUDA device is in reach. Use --device cpu.")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name} is not a device. Use cpu, cuda or cuda:0.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0."
+        )
+    return device
 
 
 def available_cores() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from ksel.data import Split, evaluation_batches
 from ksel.errors import UsageError
-from ksel.files import atomic_folder, write_json
+from ksel.files import atomic_folder, file_sum, reserve, write_json
 from ksel.ledger import Ledger
-from ksel.models import Tap, weights_fingerprint
+from ksel.models import Tap, architecture, weights_fingerprint
 from ksel.types import LAYERED, POOLED, Batch, Needs, Shape, Signals
 
-FORMAT = 1
+FORMAT = 2
 
 
 class TeacherSource(Protocol):
@@ -95,15 +95,16 @@ class CachedTeacher:
         device = batch.input_ids.device
 
         def pooled(name: str) -> Tensor:
-            return torch.from_numpy(self.arrays[name][rows].astype(np.float32)).to(device)
+            return torch.from_numpy(self.arrays[name][rows].astype(np.float32, copy=False)).to(
+                device
+            )
 
-        positions = np.concatenate(
-            [np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows]
-        )
+        positions = _positions(self.offsets, rows)
         real = batch.attention_mask.bool()
 
         def tokens(name: str) -> Tensor:
-            stored = torch.from_numpy(self.arrays[name][positions].astype(np.float32)).to(device)
+            found = self.arrays[name][positions].astype(np.float32, copy=False)
+            stored = torch.from_numpy(found).to(device)
             states = stored.new_zeros(*real.shape, stored.shape[-1])
             states[real] = stored
             return states
@@ -114,6 +115,11 @@ class CachedTeacher:
             for layer in getattr(needs, kind):
                 getattr(signals, kind)[layer] = fetch(f"{kind}/{layer}")
         return signals
+
+
+def _positions(offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Where the tokens of these examples lie, one example after the other."""
+    return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
 
 
 def cache_megabytes(split: Split, needs: Needs, shape: Shape, outputs: int, dtype: str) -> float:
@@ -138,12 +144,13 @@ class CachePlan:
     bf16: bool
 
     def fingerprint(self) -> str:
-        """SHA-256 of teacher weights, tokens, signals and precision."""
+        """SHA-256 of the teacher's weights and architecture, tokens, signals and precision."""
         layers = {kind: sorted(getattr(self.needs, kind)) for kind in LAYERED}
         key = json.dumps(
             [
                 FORMAT,
                 weights_fingerprint(self.teacher),
+                architecture(self.teacher.config),
                 self.split.fingerprint(),
                 self.needs.logits,
                 layers,
@@ -186,7 +193,7 @@ def build_on_disk(
     taken. One whose files were damaged is said to be, and built anew.
 
     Raises:
-        UsageError: the disk is full.
+        UsageError: the disk is full, or ``dtype`` cannot hold the signals.
     """
     key = plan.fingerprint()
     folder = store / "signals" / key[:24]
@@ -201,36 +208,55 @@ def build_on_disk(
         folder.rename(broken)
         shutil.rmtree(broken, ignore_errors=True)
     with atomic_folder(folder) as temporary:
-        arrays: dict[str, np.ndarray] = {
-            name: np.lib.format.open_memmap(
-                temporary / _file(name), mode="w+", dtype=plan.dtype, shape=shape
-            )
+        arrays = {
+            name: _new_file(temporary / _file(name), plan.dtype, shape)
             for name, shape in plan.shapes().items()
         }
         _fill(plan, arrays, ledger, advance)
         for array in arrays.values():
-            array.flush()  # type: ignore[attr-defined]
-        sums = {name: _sum(temporary / _file(name)) for name in arrays}
+            array.flush()
+        sums = {name: file_sum(temporary / _file(name)) for name in arrays}
         write_json(temporary / "index.json", {"format": FORMAT, "key": key, "sha256": sums})
     return _open(folder, plan)
 
 
-def _fill(plan: CachePlan, arrays: dict[str, np.ndarray], ledger: Ledger, advance: Advance) -> None:
+def _new_file(path: Path, dtype: str, shape: tuple[int, int]) -> np.memmap:
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    # writing to a mapped page that the disk has no room for would kill the process
+    reserve(path)
+    return array
+
+
+def _fill(
+    plan: CachePlan, arrays: Mapping[str, np.ndarray], ledger: Ledger, advance: Advance
+) -> None:
     live = LiveTeacher(plan.teacher, ledger, bf16=plan.bf16)
     offsets = np.concatenate([[0], np.cumsum(plan.split.lengths)])
     for rows in evaluation_batches(plan.split, plan.batch_size):
         batch = plan.split.batch(rows).to(plan.device)
         signals = live(batch, plan.needs)
         if signals.logits is not None:
-            arrays["logits"][rows] = signals.logits.cpu().numpy()
+            _keep(arrays, "logits", rows, signals.logits)
         real = batch.attention_mask.bool()
-        positions = np.concatenate([np.arange(offsets[r], offsets[r + 1]) for r in rows])
+        positions = _positions(offsets, rows)
         for kind in LAYERED:
             for layer, states in getattr(signals, kind).items():
                 target = rows if kind in POOLED else positions
                 values = states if kind in POOLED else states[real]
-                arrays[f"{kind}/{layer}"][target] = values.cpu().numpy()
+                _keep(arrays, f"{kind}/{layer}", target, values)
         advance(len(rows))
+
+
+def _keep(arrays: Mapping[str, np.ndarray], name: str, target: np.ndarray, values: Tensor) -> None:
+    with np.errstate(over="ignore"):
+        kept = values.cpu().numpy().astype(arrays[name].dtype)
+    if not np.isfinite(kept).all():
+        raise UsageError(
+            f"--signals.dtype: the teacher's {name} has values that {kept.dtype} cannot hold "
+            f"(largest {values.abs().max().item():g}). Use --signals.dtype float32; where it is "
+            f"that already, the teacher gives numbers that are not finite."
+        )
+    arrays[name][target] = kept
 
 
 def _open(folder: Path, plan: CachePlan) -> CachedTeacher:
@@ -244,7 +270,7 @@ def _damage(folder: Path, key: str, shapes: dict[str, tuple[int, int]]) -> str |
         if index["key"] != key or index["format"] != FORMAT:
             return "index.json belongs to other signals"
         for name in shapes:
-            if _sum(folder / _file(name)) != index["sha256"][name]:
+            if file_sum(folder / _file(name)) != index["sha256"][name]:
                 return f"{_file(name)} has changed"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
@@ -255,11 +281,6 @@ def _damage(folder: Path, key: str, shapes: dict[str, tuple[int, int]]) -> str |
 
 def _file(name: str) -> str:
     return name.replace("/", "-") + ".npy"
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_source(

@@ -2,87 +2,241 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel
+
+from ksel.config import RunConfig
+from ksel.models import parameter_count
+from ksel.setup import Setup
+from ksel.trajectory import ScheduleWriter, time_means
+from ksel.types import Shape
+
+SHARE_PARTS = 4
+WIDTH = 100
+"""Columns of the printed tables where the output is no terminal."""
+
+
+# --------------------------------------------------------------------------- at the start
+
+
+def opening_lines(setup: Setup, episode: int | None) -> list[str]:
+    """What a run is about to do.
+
+    Args:
+        setup: the run, prepared.
+        episode: optimiser updates of a search episode; None = no search.
+    """
+    config = setup.config
+    lines = []
+    if setup.builtin:
+        lines.append(
+            f"NOTE: this is the generated {setup.origin}. Its figures are not scores of "
+            f"{setup.task.name} and compare with nothing published."
+        )
+    lines.append(f"student: {describe(setup.student_shape, setup.student)}; {_start(setup)}")
+    lines.append(f"pool: {', '.join(setup.pool.names)}")
+    held = config.env.phase_steps
+    hold = "a decision at each" if held == 1 else f"a decision every {held}"
+    lines.append(f"budget: {setup.updates:,} updates of {config.batching.size} rows, {hold}")
+    if episode is None:
+        lines.append(f"search: none, {config.agent} does not learn")
+    else:
+        total = config.episodes.count * episode
+        lines.append(
+            f"search: {config.episodes.count} episodes of {episode:,} updates = "
+            f"{total / setup.updates:.2f} x the budget"
+        )
+    return lines
+
+
+def describe(shape: Shape, model: PreTrainedModel) -> str:
+    """A model in words."""
+    return (
+        f"{shape.layers} layers, width {shape.width}, {shape.heads} heads, "
+        f"{parameter_count(model):,} parameters"
+    )
+
+
+def _start(setup: Setup) -> str:
+    plan = setup.plan
+    if plan.layer_map:
+        layers = ", ".join(str(teacher) for _, teacher in plan.layer_map)
+        whose = "fine-tuned teacher" if plan.source == "teacher" else "pretrained checkpoint"
+        return f"starts from layers {layers} of the {whose}"
+    if plan.init == "random":
+        return "starts from random weights"
+    return f"starts from {plan.init}"
+
+
+# --------------------------------------------------------------------------- summary.json
+
+
+def summarize(
+    config: RunConfig,
+    setup: Setup | None,
+    *,
+    status: str,
+    stage: str,
+    error: str | None,
+    soft: bool,
+    teacher: dict[str, Any],
+    students: list[dict[str, Any]],
+    search: dict[str, Any] | None,
+    writer: ScheduleWriter | None,
+) -> dict[str, Any]:
+    """The run's ``summary.json``, also of a run that ended early.
+
+    Args:
+        config: the settings.
+        setup: None where the run ended before it was prepared.
+        status: ``complete``, ``interrupted`` or ``failed``.
+        stage: the last stage that began.
+        error: what ended a failed run.
+        soft: whether actions are weights.
+        teacher: figures of the teacher.
+        students: figures of the finished students, the selected one first.
+        search: figures of a finished search, with its ``seconds``.
+        writer: the decisions so far.
+    """
+    stages = ("search", "final", *(f"reference:{name}" for name in config.references))
+    decisions = {stage: len(writer.rows(stage)) for stage in stages} if writer else {}
+    return {
+        "status": status,
+        "stage": stage,
+        "error": error,
+        "task": config.task,
+        "agent": config.agent,
+        "actions": "soft" if soft else "hard",
+        "seed": config.seed,
+        "data": setup.origin if setup else None,
+        "builtin_data": setup.builtin if setup else None,
+        "rows": _rows(setup) if setup else {},
+        "headline": setup.task.metrics[0] if setup else None,
+        "teacher": teacher,
+        "students": students,
+        "decisions": {stage: count for stage, count in decisions.items() if count},
+        "search": search,
+        "shares_over_time": _shares_over_time(writer) if students and writer else [],
+        "cost": {**_cost(students, search), **(setup.ledger.flat() if setup else {})},
+        "pool": list(setup.pool.names) if setup else list(config.knowledge.pool),
+        "student_start": f"{setup.plan.init} ({setup.plan.source})" if setup else None,
+        "teacher_signals": setup.signals if setup else None,
+        "fallbacks": setup.fallbacks if setup else [],
+    }
+
+
+def _rows(setup: Setup) -> dict[str, int]:
+    dev = {name: len(split) for name, split in setup.dev.items()}
+    return {"train": len(setup.train), "reward": len(setup.reward), **dev}
+
+
+def _shares_over_time(writer: ScheduleWriter) -> list[list[float]]:
+    actions = np.stack([row.action for row in writer.rows("final")])
+    return time_means(actions, SHARE_PARTS).tolist()
+
+
+def _cost(students: list[dict[str, Any]], search: dict[str, Any] | None) -> dict[str, Any]:
+    """Seconds of search, final student and one plain distillation, and what is a multiple of what."""
+    seconds = {student["name"]: student["seconds"] for student in students}
+    plain, final = seconds.get("all"), seconds.get("selected")
+    searched = search["seconds"] if search else 0.0
+    return {
+        "search_seconds": searched,
+        "final_seconds": final,
+        "plain_seconds": plain,
+        "search_multiple": searched / plain if plain else None,
+        "total_multiple": (searched + final) / plain if plain and final is not None else None,
+    }
+
+
+# --------------------------------------------------------------------------- at the end
 
 
 def print_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
     """Print the tables of a run: students beside teacher, shares over time, cost of the search."""
-    console = console or Console(highlight=False)
+    width = None if sys.stdout.isatty() else WIDTH
+    console = console or Console(highlight=False, width=width)
+    title = f"{summary['task']}, agent {summary['agent']}, dev split of {summary['data']}"
+    if summary["builtin_data"]:
+        title += f": generated data, NOT a {summary['task']} score"
+    console.print()
+    console.print(title, markup=False)
     console.print(students_table(summary))
-    if summary.get("shares_over_time"):
+    for student in summary["students"]:
+        if student.get("reason"):
+            console.print(f"* {student['name']} ended early: {student['reason']}", markup=False)
+    if summary["shares_over_time"]:
+        soft = summary["actions"] == "soft"
+        what = "mean weight of each type" if soft else "share of the decisions with each type on"
+        console.print(f"selected student: {what}, over its training", markup=False)
         console.print(shares_table(summary))
     for line in cost_lines(summary):
         console.print(line, markup=False)
+    console.print()
 
 
 def students_table(summary: Mapping[str, Any]) -> Table:
     """Teacher, selected student and references: metrics, size, speed, work."""
-    title = f"{summary['task']}: {summary['data']}"
-    if summary["builtin_data"]:
-        title += " (not a benchmark score)"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("model")
-    metrics = list(summary["teacher"].get("metrics") or summary["students"][0]["metrics"])
-    for name in (*metrics, "parameters", "ms/example", "updates", "seconds"):
-        table.add_column(name, justify="right")
     teacher = summary["teacher"]
-    rows = [("teacher", teacher), *((s["name"], s) for s in summary["students"])]
-    for name, row in rows:
-        found = row.get("metrics") or {}
-        cells = [f"{found[m]:.4f}" if m in found else "-" for m in metrics]
-        cells.append(f"{row['parameters'] / 1e6:.2f} M" if "parameters" in row else "-")
-        cells.append(_number(row.get("ms_per_example"), "{:.2f}"))
-        cells.append(_number(row.get("updates"), "{:,}"))
-        cells.append(_number(row.get("seconds"), "{:.1f}"))
-        label = f"{name} ({summary['agent']})" if name == "selected" else name
-        if row.get("reason"):
-            label += " [ended early]"
-        table.add_row(label.replace("[", r"\["), *cells)
+    metrics = list(teacher["metrics"])
+    for name in (*metrics, "parameters", "ms/row", "updates", "train (s)"):
+        table.add_column(name, justify="right")
+    for name, row in [("teacher", teacher), *((s["name"], s) for s in summary["students"])]:
+        table.add_row(
+            Text(f"{name}*" if row.get("reason") else name),
+            *(_number(row["metrics"].get(metric), ".4f") for metric in metrics),
+            _number(row.get("parameters"), ","),
+            _number(row.get("ms_per_example"), ".2f"),
+            _number(row.get("updates"), ","),
+            _number(row.get("seconds"), ".1f"),
+        )
     return table
 
 
 def shares_table(summary: Mapping[str, Any]) -> Table:
     """How much of each type was selected in each part of the final student's training."""
-    shares: Sequence[Sequence[float]] = summary["shares_over_time"]
-    table = Table(title="selected share of each knowledge type, by part of training")
+    parts: Sequence[Sequence[float]] = summary["shares_over_time"]
+    table = Table()
     table.add_column("knowledge type")
-    for part in range(len(shares)):
-        table.add_column(f"{part + 1}/{len(shares)}", justify="right")
+    for part in range(len(parts)):
+        table.add_column(f"{part + 1}/{len(parts)}", justify="right")
     table.add_column("all", justify="right")
-    selected = summary["students"][0].get("shares", {})
+    selected = summary["students"][0]["shares"]
     for k, name in enumerate(summary["pool"]):
-        table.add_row(
-            name, *(f"{part[k]:.2f}" for part in shares), f"{selected.get(name, 0.0):.2f}"
-        )
+        table.add_row(Text(name), *(f"{part[k]:.2f}" for part in parts), f"{selected[name]:.2f}")
     return table
 
 
 def cost_lines(summary: Mapping[str, Any]) -> list[str]:
     """The cost of the search beside one plain distillation, in words."""
     cost = summary["cost"]
-    plain = cost.get("plain_seconds")
+    plain, search, final = (cost[f"{name}_seconds"] for name in ("plain", "search", "final"))
+    searched = _seconds(search) if search else "none"
     if plain is None:
         return [
-            "cost: no plain distillation was run beside this one (--references all), so the "
-            "search has no multiple"
+            f"cost of the search: {searched}; of the final student: {_seconds(final)} (as "
+            f"multiples of one plain distillation: with all among --references)"
         ]
-    lines = [f"one plain distillation (all types on): {plain:.1f} s"]
-    if cost["search_seconds"]:
-        lines.append(
-            f"search: {cost['search_seconds']:.1f} s = {cost['search_multiple']:.2f} x plain; "
-            f"search and final student: {cost['total_multiple']:.2f} x plain"
-        )
-    else:
-        lines.append(
-            f"search: none; final student: {cost['final_seconds']:.1f} s = "
-            f"{cost['total_multiple']:.2f} x plain"
-        )
-    return lines
+    times = f" = {cost['search_multiple']:.2f} x plain" if search else ""
+    total = f"{_seconds(search + final)} = {cost['total_multiple']:.2f} x plain"
+    return [
+        f"cost of one plain distillation (all types on): {_seconds(plain)}",
+        f"cost of the search: {searched}{times}; with the final student: {total}",
+    ]
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
 
 
 def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+    return "-" if value is None else format(value, form)

