@@ -6,6 +6,7 @@ and torch (Stable-Baselines3 knows no others); a student must therefore have its
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -38,9 +39,8 @@ from ksel.files import atomic_path
 
 ALGORITHMS: dict[str, type[A2C] | type[PPO]] = {"a2c": A2C, "ppo": PPO}
 
-# Soft actions begin in the middle of [0, 1] with a spread that seldom leaves it; Stable-Baselines3's
-# own start, mean 0 and deviation 1, would cut half of the first weights off at 0.
-SOFT_MEAN, SOFT_LOG_STD = 0.5, -1.0
+# Stable-Baselines3's own start, mean 0 and deviation 1, would cut half of the first weights off at 0.
+SOFT_LOG_STD = -1.0
 
 OnStep = Callable[[np.ndarray, float], None]
 
@@ -139,7 +139,7 @@ class SB3Agent:
 
     def _build_model(self, env: gym.Env, length: int, seed: int) -> OnPolicyAlgorithm:
         settings = asdict(self.settings)
-        flat = settings.pop("observation") == "flat"
+        flat, start = settings.pop("observation") == "flat", settings.pop("start")
         settings["n_steps"] = length
         if "batch_size" in settings:
             settings["batch_size"] = min(settings["batch_size"], length)
@@ -157,9 +157,8 @@ class SB3Agent:
                 device="cpu",
                 **settings,
             )
-        if self.soft:
-            bias = actor_critic(model).get_parameter("action_net.bias")
-            torch.nn.init.constant_(bias, SOFT_MEAN)
+        bias = actor_critic(model).get_parameter("action_net.bias")
+        torch.nn.init.constant_(bias, start if self.soft else math.log(start / (1 - start)))
         return model
 
     def frozen(self) -> SB3Policy:
@@ -246,6 +245,10 @@ def check_hyper_parameters(agent: str, settings: A2CConfig | PPOConfig) -> None:
     for name in ("learning_rate", "max_grad_norm", "clip_range"):
         if not getattr(settings, name, 1.0) > 0:
             raise UsageError(f"--{agent}.{name} is {getattr(settings, name)}; give more than 0.")
+    if not 0.0 < settings.start < 1.0:
+        raise UsageError(
+            f"--{agent}.start is {settings.start}; give a number between 0 and 1, such as 0.85."
+        )
     for name in ("gamma", "gae_lambda"):
         if not 0.0 <= getattr(settings, name) <= 1.0:
             raise UsageError(

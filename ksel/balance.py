@@ -13,18 +13,21 @@ class RunningSizes:
 
     Attributes:
         decay: decay per observation.
+        least: no size is taken to be below this, so that a loss near 0 (the student matches
+            already) is not blown up.
         totals: [K] uncorrected means.
         counts: [K] observations so far.
     """
 
     decay: float
+    least: float
     totals: np.ndarray
     counts: np.ndarray
 
     @classmethod
-    def zeros(cls, count: int, decay: float) -> RunningSizes:
+    def zeros(cls, count: int, decay: float, least: float) -> RunningSizes:
         """For ``count`` losses, none of them seen yet."""
-        return cls(decay, np.zeros(count), np.zeros(count, dtype=np.int64))
+        return cls(decay, least, np.zeros(count), np.zeros(count, dtype=np.int64))
 
     def note(self, loss: np.ndarray) -> None:
         """Add one observation of each loss; nan = not observed."""
@@ -36,8 +39,8 @@ class RunningSizes:
         """[K] running sizes; 1 where nothing was seen yet."""
         seen = self.counts > 0
         correction = np.where(seen, 1.0 - self.decay**self.counts, 1.0)
-        return np.where(seen, self.totals / correction, 1.0)
+        return np.where(seen, np.maximum(self.totals / correction, self.least), 1.0)
 
     def copy(self) -> RunningSizes:
         """An independent copy."""
-        return RunningSizes(self.decay, self.totals.copy(), self.counts.copy())
+        return RunningSizes(self.decay, self.least, self.totals.copy(), self.counts.copy())

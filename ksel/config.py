@@ -78,11 +78,14 @@ class StudentConfig:
 class FineTuneConfig:
     """Fine-tuning of a teacher that has no head for the task."""
 
-    epochs: float | None = None
-    """Passes over the training rows; null = 3, or 6 (at most 2,000 updates) for the tiny teacher,
-    which starts from random weights."""
-    learning_rate: float | None = None
-    """Peak learning rate of AdamW; null = 5e-5, or 5e-4 for the tiny teacher."""
+    epochs: float = 3.0
+    """Passes over the training rows."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW."""
+    tiny_epochs: float = 6.0
+    """Passes for the tiny teacher, which starts from random weights; at most 2,000 updates."""
+    tiny_learning_rate: float = 5e-4
+    """Peak learning rate for the tiny teacher."""
     batch_size: int = 32
     """Examples of one update."""
     warmup: float = 0.1
@@ -134,6 +137,9 @@ class KnowledgeConfig:
     """ema: divide each loss by its running size, so that all are of order 1; none: leave it."""
     ema_decay: float = 0.98
     """Decay of the running size per update."""
+    max_gain: float = 1000.0
+    """balance ema multiplies no loss by more than this: a loss near 0, where the student matches
+    the teacher already, is left small."""
     weights: dict[str, float] = field(default_factory=dict)
     """Static weight of a knowledge type by its name, on top of the balance; missing = 1."""
 
@@ -225,6 +231,8 @@ class A2CConfig:
     """Bring the advantages of an update to mean 0 and deviation 1."""
     use_rms_prop: bool = False
     """RMSprop as in the A2C paper; false = Adam."""
+    start: float = 0.85
+    """Probability that a type is on (soft: its mean weight) before anything is learned."""
     net_arch: list[int] = field(default_factory=lambda: [64, 64])
     """Hidden widths of actor and critic."""
 
@@ -257,6 +265,8 @@ class PPOConfig:
     """Clip the policy's gradient to this norm."""
     normalize_advantage: bool = True
     """Bring the advantages of a minibatch to mean 0 and deviation 1."""
+    start: float = 0.85
+    """Probability that a type is on (soft: its mean weight) before anything is learned."""
     net_arch: list[int] = field(default_factory=lambda: [64, 64])
     """Hidden widths of actor and critic."""
 

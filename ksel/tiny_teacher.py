@@ -24,9 +24,8 @@ CHARACTERS = 1000
 """Most characters in the vocabulary."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-EPOCHS = 6.0
 MAX_UPDATES = 2000
-LEARNING_RATE = 5e-4
+"""Upper bound on the updates where --fine_tune.max_updates sets none."""
 
 
 def tiny_config(vocabulary: int) -> BertConfig:

@@ -641,6 +641,9 @@ def test_gradient_norms_are_measured_at_the_cadence(make: Make, accumulate: int)
 
 def test_the_first_use_of_a_type_is_always_measured(make: Make) -> None:
     distiller = make(["label", "response"], optim={"grad_norm_every": 0}).distiller
+    start = distiller.snapshot()
+    distiller.update(mask(1, 1))
+    distiller.restore(start)
     records = [distiller.update(a) for a in (mask(1, 0), mask(1, 0), mask(1, 1), mask(1, 1))]
     assert [np.isfinite(r.grad_norm).tolist() for r in records] == [
         [True, False],
