@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from ksel.errors import UsageError
 from ksel.evaluation import objective_value, predict_logits, score
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
-from ksel.setup import Setup, prepare
+from ksel.setup import Setup, pick_device, prepare
 
 DIVERGED_REWARD = -1.0
 
@@ -38,6 +40,15 @@ class EnvSnapshot:
     measuring: bool
     running: bool
     cls: dict[str, np.ndarray]
+
+
+def _refuse_cuda_in_subprocess(device: torch.device) -> None:
+    if device.type == "cuda" and multiprocessing.parent_process() is not None:
+        raise UsageError(
+            "DistillationEnv: a student on CUDA cannot live in a subprocess environment (each "
+            "process would hold its own CUDA context and copy of the teacher). Use a single "
+            "environment or DummyVecEnv, or --device cpu."
+        )
 
 
 class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
@@ -112,7 +123,12 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     ) -> None:
         if setup is not None and config is not None:
             raise UsageError("DistillationEnv: give config or setup, not both.")
-        self.setup = setup if setup is not None else prepare(config_from_dict(config or {}))
+        if setup is None:
+            settings = config_from_dict(config or {})
+            _refuse_cuda_in_subprocess(pick_device(settings.device))
+            setup = prepare(settings)
+        _refuse_cuda_in_subprocess(setup.device)
+        self.setup = setup
         self.settings = self.setup.config.env
         self.distiller = self.setup.distiller
         self.pool_names = self.setup.pool.names

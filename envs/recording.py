@@ -68,18 +68,20 @@ class Recorder(gym.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.seconds += time.perf_counter() - start
         reward = float(reward)
+        measured = "objective" in info or "reason" in info
         if self._decision == 0:
             self.rewards.append(0.0)
         self.rewards[-1] += reward
         mask = self.inner.as_mask(action)
-        self.writer.add(self._row(mask, reward, terminated, info))
+        paid = reward if measured else math.nan
+        self.writer.add(self._row(mask, paid, terminated, info))
         self.updates_done += info["update"] - self._update
         self._update = info["update"]
         self._decision += 1
         self._before = self.inner.training_features()
         if self.tracker is not None:
             self.tracker.log_decision(
-                self.stage, self.updates_done, action=mask, reward=reward, info=info
+                self.stage, self.updates_done, action=mask, reward=paid, info=info
             )
         if self.on_decision is not None:
             self.on_decision(info["update"], reward, info)

@@ -27,8 +27,6 @@ from ksel.records import DivergedError, Snapshot, Update, blank_update
 from ksel.signals import TeacherSource
 from ksel.types import Batch, Needs, Signals
 
-SMALLEST_SIZE = 1e-10
-"""A running size below this is a perfect match: nothing to divide by, nothing to learn."""
 SMALLEST_LOSS = 1e-8
 """A loss below this may rightly have no gradient; above it, a missing gradient is an error."""
 
@@ -112,7 +110,8 @@ class Distiller:
             torch._foreach_copy_(self.tensors, self.initial)
             torch._foreach_zero_(self._moments)
         count = len(self.pool)
-        self.sizes = RunningSizes.zeros(count, self.parts.knowledge.ema_decay)
+        knowledge = self.parts.knowledge
+        self.sizes = RunningSizes.zeros(count, knowledge.ema_decay, 1.0 / knowledge.max_gain)
         self.checked = np.zeros(count, dtype=bool)
         self.cursor = 0
         self.updates = updates
@@ -184,7 +183,6 @@ class Distiller:
             values = [mean_loss(self.pool.types[k], student, teacher, batch) for k in wanted]
         for k, value in zip(wanted, values, strict=True):
             record.loss[k] = value.item()
-        self.sizes.note(record.loss)
         observed = Observed(self.watched)
         observed.add(student, teacher)
         observed.write(record)
@@ -256,7 +254,8 @@ class Distiller:
         if separate is not None:
             self._keep_norms(separate.norms, record)
         self._step(record)
-        self.sizes.note(record.loss)
+        # Only what was trained on counts: looking at the student must not change it.
+        self.sizes.note(np.where(action > 0, record.loss, math.nan))
         observed.write(record)
 
     def _share(
@@ -311,9 +310,7 @@ class Distiller:
                 self._first_sizes(fresh, micro, amounts)
             record.scale[:] = self.sizes.values()
         for k in active:
-            size = record.scale[k]
-            usable = size > SMALLEST_SIZE
-            record.weight[k] = action[k] * self.pool.weights[k] / size if usable else 0.0
+            record.weight[k] = action[k] * self.pool.weights[k] / record.scale[k]
 
     def _first_sizes(self, fresh: list[int], micro: list[Batch], amounts: list[Tensor]) -> None:
         """A type selected for the first time: its size is its loss on this whole batch."""

@@ -54,19 +54,16 @@ class LiveTeacher:
         if not needs:
             return Signals()
         self.teacher.eval()
-        with self.ledger.time("teacher", len(batch)), torch.inference_mode():
+        with self.ledger.time("teacher", len(batch)), torch.no_grad():
             signals = self.tap(batch, needs)
         return _as_float32(signals)
 
 
 def _as_float32(signals: Signals) -> Signals:
-    # clone() turns inference tensors into ordinary ones, which autograd may save
     layered = {
-        name: {layer: t.float().clone() for layer, t in getattr(signals, name).items()}
-        for name in LAYERED
+        name: {layer: t.float() for layer, t in getattr(signals, name).items()} for name in LAYERED
     }
-    logits = None if signals.logits is None else signals.logits.float().clone()
-    return Signals(logits, **layered)
+    return Signals(None if signals.logits is None else signals.logits.float(), **layered)
 
 
 class CachedTeacher:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -203,6 +204,8 @@ def open_teacher(
     record: dict[str, Any] = {"name": located.label, "fallback": located.fallback}
     if located.name != TINY and has_head(load_config(located.name)):
         model = _with_own_head(located, task, say)
+        if settings != FineTuneConfig():
+            say("teacher: it has its own head, so the --fine_tune settings have no effect")
         record["head"] = "its own"
         return Teacher(_frozen(on_device(model, device)), None, record)
     settings = resolve_settings(settings, tiny=located.name == TINY)
@@ -219,7 +222,9 @@ def open_teacher(
         say(f"teacher: {located.label} fine-tuned on {task.name}, from the store")
     else:
         say(f"teacher: fine-tuning {located.label} on {task.name} ({len(split):,} rows)")
+        start = time.perf_counter()
         model = fine_tune(pretrained, split, task, settings, device, advance)
+        record["fine_tune_seconds"] = time.perf_counter() - start
         _to_store(folder, key, model, tokenizer, record)
     base = None if located.name == TINY else pretrained
     return Teacher(_frozen(on_device(model, device)), base, record)

@@ -46,7 +46,7 @@ def test_finds_the_best_mask_with_default_settings(name):
 @BOTH
 def test_soft_weights_move_towards_the_best(name):
     env = BestMaskEnv(SOFT_BEST, soft=True)
-    agent = build(name, env)
+    agent = build(name, env, start=0.5)
     agent.learn(env, 1500, seed=0)
     found = mean_probabilities(agent.frozen(), env)
     start = np.abs(0.5 - SOFT_BEST).mean()
@@ -55,12 +55,27 @@ def test_soft_weights_move_towards_the_best(name):
 
 
 @BOTH
-def test_soft_actions_start_in_the_middle(name):
+def test_soft_actions_start_where_asked(name):
     env = BestMaskEnv(SOFT_BEST, soft=True)
-    build(name, env, learning_rate=1e-12).learn(env, 60, seed=0)
+    build(name, env, learning_rate=1e-12, start=0.5).learn(env, 60, seed=0)
     actions = np.stack(env.actions)
     assert abs(actions.mean() - 0.5) < 0.1
     assert np.mean((actions == 0) | (actions == 1)) < 0.3
+
+
+@BOTH
+@pytest.mark.parametrize("start", [0.2, 0.85])
+def test_hard_masks_start_where_asked(name, start):
+    env = BestMaskEnv()
+    build(name, env, learning_rate=1e-12, start=start).learn(env, 200, seed=0)
+    assert abs(np.stack(env.actions).mean() - start) < 0.06
+
+
+@BOTH
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_start_that_never_tries_is_refused(name, start):
+    with pytest.raises(UsageError, match=rf"--{name}\.start"):
+        build(name, BestMaskEnv(), start=start)
 
 
 @BOTH

@@ -16,7 +16,7 @@ LOSSES = st.lists(
 
 @given(DECAYS, LOSSES)
 def test_sizes_are_weighted_means_of_what_was_seen(decay: float, losses: list[list[float]]) -> None:
-    sizes = RunningSizes.zeros(2, decay)
+    sizes = RunningSizes.zeros(2, decay, 1e-9)
     for loss in losses:
         sizes.note(np.array(loss))
     for k in range(2):
@@ -28,7 +28,7 @@ def test_sizes_are_weighted_means_of_what_was_seen(decay: float, losses: list[li
 
 
 def test_hand_worked() -> None:
-    sizes = RunningSizes.zeros(1, 0.5)
+    sizes = RunningSizes.zeros(1, 0.5, 1e-9)
     assert sizes.values() == pytest.approx([1.0])
     sizes.note(np.array([4.0]))
     assert sizes.values() == pytest.approx([4.0])
@@ -38,14 +38,14 @@ def test_hand_worked() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_is_not_noted(value: float) -> None:
-    sizes = RunningSizes.zeros(2, 0.9)
+    sizes = RunningSizes.zeros(2, 0.9, 1e-9)
     sizes.note(np.array([2.0, value]))
     assert sizes.values() == pytest.approx([2.0, 1.0])
     assert sizes.counts.tolist() == [1, 0]
 
 
 def test_a_copy_is_independent() -> None:
-    sizes = RunningSizes.zeros(1, 0.9)
+    sizes = RunningSizes.zeros(1, 0.9, 1e-9)
     sizes.note(np.array([3.0]))
     copy = sizes.copy()
     sizes.note(np.array([9.0]))

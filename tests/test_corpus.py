@@ -54,8 +54,8 @@ def test_the_benchmark_is_what_its_version_says() -> None:
     assert train.pairs is not None
     assert CORPUS_NAME == "ksel-corpus-v1"
     assert (train.texts[0], train.pairs[0]) == (
-        "By whom was the first dish tasted?",
-        "The first pancake was fried before summer.",
+        "By which person was the first meal grilled?",
+        "The large noodle was baked without delay.",
     ), "a changed corpus needs a new version"
 
 

@@ -663,7 +663,7 @@ def test_measuring_norms_does_not_change_the_student(make: Make) -> None:
         ends.append(after(distiller, SOFT[:5]))
         distiller.checked[:] = True
         gradients.append(distiller.update(SOFT[5]).clip_norm)
-    assert gap(*ends) < 1e-6
+    assert gap(*ends) < 2e-6
     assert gap(ends[0], start) > 3 * rate
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-3)
 

@@ -17,7 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
 from envs import ENV_ID
-from envs.distillation import DistillationEnv
+from envs.distillation import DistillationEnv, _refuse_cuda_in_subprocess
 from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.setup import Setup
@@ -570,3 +570,10 @@ def test_the_budget_can_be_set_for_one_episode(make: Make) -> None:
     env.reset(seed=0)
     assert not env.step(np.ones(3))[2]
     assert env.distiller.updates == 5
+
+
+def test_a_cuda_student_in_a_subprocess_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: object())
+    _refuse_cuda_in_subprocess(torch.device("cpu"))
+    with pytest.raises(UsageError, match="subprocess"):
+        _refuse_cuda_in_subprocess(torch.device("cuda"))

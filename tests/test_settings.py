@@ -62,6 +62,8 @@ CHANGED: dict[str, Any] = {
     "student.dropout": 0.1,
     "fine_tune.epochs": 2.5,
     "fine_tune.learning_rate": 1e-4,
+    "fine_tune.tiny_epochs": 1.5,
+    "fine_tune.tiny_learning_rate": 2e-4,
     "fine_tune.batch_size": 8,
     "fine_tune.warmup": 0.2,
     "fine_tune.weight_decay": 0.0,
@@ -77,6 +79,7 @@ CHANGED: dict[str, Any] = {
     "knowledge.relation_heads": 6,
     "knowledge.balance": "none",
     "knowledge.ema_decay": 0.9,
+    "knowledge.max_gain": 50.0,
     "knowledge.weights": {"label": 2.0, "hidden/skip": 0.5},
     "optim.epochs": 1.5,
     "optim.max_updates": 70,
@@ -109,6 +112,7 @@ CHANGED: dict[str, Any] = {
     "a2c.max_grad_norm": 1.0,
     "a2c.normalize_advantage": False,
     "a2c.use_rms_prop": True,
+    "a2c.start": 0.6,
     "a2c.net_arch": [8],
     "ppo.observation": "dict",
     "ppo.learning_rate": 1e-2,
@@ -122,6 +126,7 @@ CHANGED: dict[str, Any] = {
     "ppo.vf_coef": 1.0,
     "ppo.max_grad_norm": 1.0,
     "ppo.normalize_advantage": False,
+    "ppo.start": 0.6,
     "ppo.net_arch": [8, 4],
     "static.mask": ["label"],
     "random.probability": 0.25,
@@ -227,13 +232,17 @@ def packaged(name: str) -> dict[str, Any]:
 
 
 def test_quick_lies_over_the_defaults_where_no_config_is_given(tmp_path: Path):
-    quick = packaged("quick.yaml")["optim"]["epochs"]
-    assert RunConfig().optim.epochs != quick
-    assert parse_run([]).optim.epochs == quick
-    assert parse_run(["--agent=ppo"]).optim.epochs == quick
+    quick = packaged("quick.yaml")["optim"]["max_updates"]
+    usual = RunConfig().optim.max_updates
+    assert usual != quick
+    assert parse_run([]).optim.max_updates == quick
+    assert parse_run(["--agent=ppo"]).optim.max_updates == quick
+    assert parse_run(["--data", "builtin"]).optim.max_updates == quick
     own = written(tmp_path, {"task": "rte"})
-    assert parse_run(["--config", own]).optim.epochs == RunConfig().optim.epochs
-    assert parse_run([f"--config={own}"]).optim.epochs == RunConfig().optim.epochs
+    assert parse_run(["--config", own]).optim.max_updates == usual
+    assert parse_run([f"--config={own}"]).optim.max_updates == usual
+    assert parse_run(["--data", "hub"]).optim.max_updates == usual
+    assert parse_run([f"--data={tmp_path}"]).optim.max_updates == usual
 
 
 def test_each_layer_lies_over_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

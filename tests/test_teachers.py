@@ -407,13 +407,17 @@ def test_a_learning_rate_that_diverges_is_refused_and_nothing_is_stored(
     assert opener.stored == []
 
 
-def test_settings_that_are_left_open_follow_the_kind_of_teacher() -> None:
+def test_the_tiny_teacher_has_passes_and_a_rate_of_its_own() -> None:
     usual = resolve_settings(FineTuneConfig(), tiny=False)
     small = resolve_settings(FineTuneConfig(), tiny=True)
     assert (usual.epochs, usual.learning_rate, usual.max_updates) == (3.0, 5e-5, None)
     assert (small.epochs, small.learning_rate, small.max_updates) == (6.0, 5e-4, 2000)
-    given = FineTuneConfig(epochs=5.0, learning_rate=0.1)
-    assert resolve_settings(given, tiny=True) == given == resolve_settings(given, tiny=False)
+    given = FineTuneConfig(
+        epochs=5.0, learning_rate=0.1, tiny_epochs=2.0, tiny_learning_rate=0.2, max_updates=7
+    )
+    assert resolve_settings(given, tiny=False) == given
+    small = resolve_settings(given, tiny=True)
+    assert (small.epochs, small.learning_rate, small.max_updates) == (2.0, 0.2, 7)
 
 
 def test_a_budget_without_updates_is_refused(opener: Opener, encoder: Path) -> None:

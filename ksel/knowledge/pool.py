@@ -256,11 +256,12 @@ def _check_settings(settings: KnowledgeConfig) -> None:
 
 def _check_used(settings: KnowledgeConfig, kinds: frozenset[str]) -> None:
     default = KnowledgeConfig()
-    if settings.balance == "none" and settings.ema_decay != default.ema_decay:
-        raise UsageError(
-            "--knowledge.ema_decay: not used with --knowledge.balance none. Leave it out, or set "
-            "--knowledge.balance ema."
-        )
+    for option in ("ema_decay", "max_gain"):
+        if settings.balance == "none" and getattr(settings, option) != getattr(default, option):
+            raise UsageError(
+                f"--knowledge.{option}: not used with --knowledge.balance none. Leave it out, or "
+                "set --knowledge.balance ema."
+            )
     for option in dict.fromkeys(option for kind in KINDS.values() for option in kind.settings):
         readers = [name for name, kind in KINDS.items() if option in kind.settings]
         if getattr(settings, option) != getattr(default, option) and not kinds & set(readers):
