@@ -24,6 +24,6 @@ for task in rte mrpc qnli; do
         mrpc) budget=(--optim.epochs 1.5) ;;
         qnli) budget=(--rows.train 4000 --optim.epochs 1.5) ;;
     esac
-    run $task a2c "${budget[@]}"
+    run $task a2c "${budget[@]}" --episodes.count 4 --episodes.share 0.25
     run $task random_hard "${budget[@]}" --references '[]'
 done

@@ -199,9 +199,9 @@ class EnvConfig:
 class EpisodesConfig:
     """The search: episodes in which the agent learns, before the final student."""
 
-    count: int = 4
-    """Episodes."""
-    share: float = 0.25
+    count: int = 2
+    """Episodes; each costs share x the step budget, and measuring after each decision."""
+    share: float = 1.0
     """Length of an episode as a share of the step budget."""
     final: Literal["sample", "mode"] = "sample"
     """The frozen policy draws from its distribution, or takes the most likely action."""

@@ -99,7 +99,7 @@ CHANGED: dict[str, Any] = {
     "env.cost_per_type": 0.1,
     "env.exploration": 0.2,
     "env.final_metric": 0.3,
-    "episodes.count": 2,
+    "episodes.count": 5,
     "episodes.share": 0.5,
     "episodes.final": "mode",
     "a2c.observation": "dict",
