@@ -24,7 +24,8 @@ class Played:
     Attributes:
         updates: optimiser updates done.
         decisions: decisions taken.
-        seconds: wall-clock seconds of environment and agent; evaluations on the way left out.
+        seconds: wall-clock seconds of environment and agent; recording and evaluations on the way
+            are left out.
         rewards: total reward per episode.
         reason: why it ended early, or None.
     """
@@ -57,7 +58,7 @@ def search(
         logger_folder: where Stable-Baselines3 logs; None = nowhere.
         stop: asked after each decision; True ends the search.
     """
-    start = time.perf_counter()
+    start, recording = time.perf_counter(), env.recording_seconds
     begun, done = len(env.rewards), env.updates_done
 
     def annotate(probabilities: np.ndarray, log_prob: float) -> None:
@@ -71,7 +72,7 @@ def search(
         on_step=annotate,
         stop=stop,
     )
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - (env.recording_seconds - recording)
     return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
 
 

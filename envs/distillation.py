@@ -214,7 +214,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             reward, terminated = self._decide(mask, info)
         except DivergedError as error:
             reward, terminated = DIVERGED_REWARD, True
-            info = {"update": self.distiller.cursor, "reason": str(error)}
+            info |= {"update": self.distiller.cursor, "reason": str(error)}
         self._running = not terminated
         return self._observation(), reward, terminated, False, info
 

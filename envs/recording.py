@@ -30,6 +30,7 @@ class Recorder(gym.Wrapper):
     Attributes:
         seconds: wall-clock seconds spent inside resets and steps.
         updates_done: optimiser updates of all episodes.
+        recording_seconds: wall-clock seconds spent on writing decisions down and showing them.
         rewards: total reward of each episode, finished or not, that has a decision.
     """
 
@@ -48,6 +49,7 @@ class Recorder(gym.Wrapper):
         self.tracker = tracker
         self.on_decision = on_decision
         self.seconds = 0.0
+        self.recording_seconds = 0.0
         self.updates_done = 0
         self.rewards: list[float] = []
         self._before = np.zeros(0)
@@ -67,6 +69,7 @@ class Recorder(gym.Wrapper):
         start = time.perf_counter()
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.seconds += time.perf_counter() - start
+        played = time.perf_counter()
         reward = float(reward)
         measured = "objective" in info or "reason" in info
         if self._decision == 0:
@@ -85,6 +88,7 @@ class Recorder(gym.Wrapper):
             )
         if self.on_decision is not None:
             self.on_decision(info["update"], reward, info)
+        self.recording_seconds += time.perf_counter() - played
         return observation, reward, terminated, truncated, info
 
     def _row(

@@ -36,6 +36,7 @@ VERSIONS_OF = (
 )
 TIMING_BATCH = 32
 TIMING_REPEATS = 5
+TIMING_WARM_UP = 2
 
 
 def make_run_folder(config: RunConfig) -> Path:
@@ -55,15 +56,32 @@ def make_run_folder(config: RunConfig) -> Path:
         ) from None
     except OSError as error:
         raise UsageError(f"--out: cannot make {folder}: {error.strerror}.") from error
-    header = "# All settings of this run. Repeat it:  python -m ksel.run --config config.yaml\n"
     try:
-        # The name is this folder's; a run repeated from the file makes its own.
-        write_text(folder / "config.yaml", header + config_to_yaml(replace(config, name=None)))
+        write_settings(folder, config, "not loaded yet")
         write_json(folder / "versions.json", {**versions(), "threads": config.threads})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+def write_settings(folder: Path, config: RunConfig, data: str) -> None:
+    """Write all settings as ``config.yaml``.
+
+    Args:
+        folder: the run's folder.
+        config: the settings.
+        data: where the data came from, for people.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    header = (
+        "# All settings of this run. Repeat it:  python -m ksel.run --config config.yaml\n"
+        f"# Data: {data}\n"
+    )
+    # The name is this folder's; a run repeated from the file makes its own.
+    write_text(folder / "config.yaml", header + config_to_yaml(replace(config, name=None)))
 
 
 def versions() -> dict[str, Any]:
@@ -154,12 +172,11 @@ def seconds_per_example(
     model.eval()
     times = []
     with torch.inference_mode():
-        for repeat in range(TIMING_REPEATS + 1):
+        for _ in range(TIMING_WARM_UP + TIMING_REPEATS):
             start = time.perf_counter()
             model(**batch.model_inputs())
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if repeat:
-                times.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
     model.train(was_training)
-    return statistics.median(times) / len(batch)
+    return statistics.median(times[TIMING_WARM_UP:]) / len(batch)

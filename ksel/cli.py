@@ -26,7 +26,8 @@ def guard(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -
             the traceback of a mistake.
 
     Returns:
-        What ``main`` gives; 2 after a :class:`UsageError` or a full disk; 130 after Ctrl-C.
+        What ``main`` gives; 2 after a :class:`UsageError`, a full disk, a file that may not be
+        written, or a full GPU; 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -36,12 +37,16 @@ def guard(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -
     except UsageError as error:
         return _refuse(str(error), debug)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        message = _about_files(error)
+        if message is None:
             raise
-        where = f" {error.filename}" if error.filename else ""
+        return _refuse(message, debug)
+    except RuntimeError as error:
+        if not _is_full_gpu(error):
+            raise
         return _refuse(
-            f"cannot write{where}: {error.strerror}. Free space or choose another folder "
-            f"(--out, --store).",
+            "the GPU's memory is full. Raise --optim.accumulate (smaller parts of the same "
+            "batch), or lower --batching.size.",
             debug,
         )
     except KeyboardInterrupt:
@@ -88,6 +93,27 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+
+
+def _about_files(error: OSError) -> str | None:
+    """The message for a full disk or a forbidden file; None for other errors."""
+    file = f" {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"cannot write{file}: {error.strerror}. Free space or choose another folder "
+            f"(--out, --store)."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"no access to{file or ' a file'}: {error.strerror}. Correct the permissions or choose "
+            f"another folder (--out, --store)."
+        )
+    return None
+
+
+def _is_full_gpu(error: RuntimeError) -> bool:
+    torch = sys.modules.get("torch")  # not imported for this alone; that takes seconds
+    return torch is not None and isinstance(error, torch.cuda.OutOfMemoryError)
 
 
 def _refuse(message: str, debug: bool) -> int:

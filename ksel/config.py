@@ -29,7 +29,7 @@ class RowsConfig:
     """How many examples each split has (rows)."""
 
     train: int | None = None
-    """Rows taken from the training file before splitting, drawn with the seed; null = all."""
+    """Rows taken from the training file before splitting, the same for every seed; null = all."""
     reward: int = 256
     """Rows of the training file kept for rewards, never trained on."""
     dev: int | None = None
@@ -309,7 +309,8 @@ class RunConfig:
     null = the hub, then the built-in corpus, said aloud."""
     teacher: str | None = None
     """Folder or hub name of a Hugging Face encoder, with or without a head for the task;
-    tiny = a small BERT trained on the spot; null = all-MiniLM-L6-v2, then tiny, said aloud."""
+    embedded = all-MiniLM-L6-v2 from the extra of that name; tiny = a small BERT trained on the
+    spot; null = all-MiniLM-L6-v2 from the hub, then embedded, then tiny, said aloud."""
     seed: int = 0
     """Seed of the splits, the student's head, the batches, and the agent."""
     out: str = "runs"

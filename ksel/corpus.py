@@ -1,8 +1,8 @@
 """The built-in corpus: generated examples for every task, so that ksel runs without any data.
 
 Every text is made of a template and words drawn from the classes below. What a label depends on is
-how the classes of two places agree, never a single word. Figures measured on it say nothing about
-GLUE.
+how the classes of two places agree; only an easy part of the rows is given away by single words.
+Figures measured on it say nothing about GLUE.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ TRAIN_ROWS = 4000
 DEV_ROWS = 800
 
 TOPIC_DIFFERS = 0.1
-NO_ANSWER_SHARE = 0.5
 """Share of the pairs that do not fit in which the topic differs; in the others the kind does."""
+NO_ANSWER_SHARE = 0.5
+"""Share of the questions without a fitting sentence whose sentence holds no answer at all."""
 
 Words = tuple[str, ...]
 
@@ -278,6 +279,7 @@ def corpus(task: Task, seed: int = 0) -> tuple[Rows, dict[str, Rows]]:
     seen: set[tuple[str, str | None]] = set()
 
     def rows(number: int) -> Rows:
+        """The next ``number`` rows, none of them a row made before."""
         classes = rng.permutation(np.arange(number) % len(labels))
         made = []
         for one in classes:

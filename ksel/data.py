@@ -151,7 +151,7 @@ def three_way(
     Args:
         source: labelled rows.
         rows: sizes (rows); None = all.
-        seed: seed of the reward and dev draws.
+        seed: seed of the reward draw; the dev rows are the same for every seed.
         batch_size: examples of one update; as many must be left to train on.
 
     Returns:
@@ -181,7 +181,7 @@ def three_way(
         train, source.task, f"--rows.train, --rows.reward: a train split of {len(train)}"
     )
     dev = {
-        name: _draw(split, rows.dev, source.task, np.random.default_rng([seed, 3]))
+        name: _draw(split, rows.dev, source.task, np.random.default_rng([0, 3]))
         for name, split in source.dev.items()
     }
     return train, pool.take(chosen), dev
@@ -244,7 +244,7 @@ class Split:
 
         Without labels the batch has -1 for each class, nan for each score.
         """
-        index = np.asarray(index, dtype=np.int64)
+        index = np.ascontiguousarray(index, dtype=np.int64)
         lengths = self.lengths[index]
         mask = np.arange(lengths.max())[None, :] < lengths[:, None]
         types = self.token_type_ids
@@ -264,6 +264,8 @@ class Split:
 
     def take(self, index: np.ndarray) -> Split:
         """The rows with these numbers, numbered anew from 0."""
+        # torch takes no views that run backwards, nor plain lists
+        index = np.ascontiguousarray(np.arange(len(self))[index])
         types = self.token_type_ids
         return replace(
             self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -97,7 +98,8 @@ def score(task: Task, logits: Tensor, labels: Tensor | None) -> dict[str, float]
     """Score logits with the task's metrics.
 
     ``f1`` is the F1 of class 1, as in GLUE. A correlation (Matthews, Pearson, Spearman)
-    with a constant is undefined; it counts as 0, since constant predictions say nothing about the order of the labels.
+    with a constant is undefined; it counts as 0, since constant predictions say nothing about the
+    order of the labels. Logits that are not all finite score nan by every metric.
 
     Args:
         task: names the metrics.
@@ -115,6 +117,8 @@ def score(task: Task, logits: Tensor, labels: Tensor | None) -> dict[str, float]
             f"--data: this split of task {task.name} has no labels, so it cannot be scored. "
             f"Use a labelled file, or write predictions with ksel.predict."
         )
+    if not bool(torch.isfinite(logits).all()):
+        return dict.fromkeys(task.metrics, math.nan)
     predicted = logits[:, 0].double() if task.is_regression else logits.argmax(dim=1)
     truth = labels.double() if task.is_regression else labels
     return {name: _measure(name, predicted, truth, task.num_outputs) for name in task.metrics}
@@ -129,8 +133,7 @@ def _measure(name: str, predicted: Tensor, labels: Tensor, classes: int) -> floa
         # torchmetrics warns of correlations of nearly constant values, which early students give
         warnings.filterwarnings("ignore", message="The variance of predictions or target")
         value = float(METRICS[name](predicted, labels, classes))
-    nearly_constant = np.isnan(value) and bool(torch.isfinite(predicted).all())
-    return 0.0 if nearly_constant else value
+    return 0.0 if math.isnan(value) else value  # nearly constant
 
 
 def _is_constant(values: Tensor) -> bool:
@@ -140,7 +143,7 @@ def _is_constant(values: Tensor) -> bool:
 def objective_value(
     name: str, logits: Tensor, labels: Tensor, task: Task, margin_width: float
 ) -> float:
-    """The number whose drop is a reward; lower is better.
+    """The number whose drop is a reward; lower is better; nan for logits that are not all finite.
 
     * ``cross_entropy``: mean cross-entropy (nats); for regression the mean squared error.
     * ``calibrated``: mean cross-entropy at the temperature that makes it least; for regression the
@@ -159,6 +162,8 @@ def objective_value(
         UsageError: unknown name, ``margin`` for regression, a width that is not positive.
     """
     check_objective(name, task)
+    if not bool(torch.isfinite(logits).all()):
+        return math.nan
     logits = logits.double()
     if task.is_regression:
         return _regression_objective(name, logits[:, 0], labels.double())
@@ -174,9 +179,6 @@ def objective_value(
 
 
 def _calibrated(logits: Tensor, labels: Tensor) -> float:
-    if not bool(torch.isfinite(logits).all()):
-        return float("nan")
-
     def loss(log_temperature: float) -> float:
         return float(F.cross_entropy(logits * np.exp(-log_temperature), labels))
 

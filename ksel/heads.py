@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from ksel.errors import UsageError
-from ksel.models import label_settings
+from ksel.models import label_settings, own_generator
 from ksel.tasks import Task
 
 
@@ -43,7 +43,7 @@ def check_head(config: PreTrainedConfig, task: Task, say: Callable[[str], None])
     if task.is_regression:
         return same
     names = _names(config)
-    if all(name == f"label_{i}" for i, name in enumerate(names)):
+    if is_unnamed(config):
         say(
             "teacher: its labels have no names (LABEL_0, ...); their order is taken to be "
             f"{', '.join(task.labels)}"
@@ -61,6 +61,23 @@ def check_head(config: PreTrainedConfig, task: Task, say: Callable[[str], None])
     return order
 
 
+def is_unnamed(config: PreTrainedConfig) -> bool:
+    """True if the labels are called LABEL_0, LABEL_1, ..., which says nothing about them."""
+    return all(name == f"label_{i}" for i, name in enumerate(_names(config)))
+
+
+def student_order(config: PreTrainedConfig, task: Task) -> list[int] | None:
+    """For each output of the task, that of a student's checkpoint; None if its head is no such.
+
+    Scores and labels without names are taken as they come.
+    """
+    if config.num_labels != task.num_outputs:
+        return None
+    if task.is_regression or is_unnamed(config):
+        return list(range(task.num_outputs))
+    return named_order(config, task)
+
+
 def named_order(config: PreTrainedConfig, task: Task) -> list[int] | None:
     """For each label of the task, the output of that name; None where the names differ."""
     names = _names(config)
@@ -68,6 +85,15 @@ def named_order(config: PreTrainedConfig, task: Task) -> list[int] | None:
     if sorted(names) != sorted(wanted):
         return None
     return [names.index(name) for name in wanted]
+
+
+def renew_head(model: PreTrainedModel, seed: int) -> None:
+    """Give a model a head with random weights; torch's generator is not touched."""
+    with own_generator(seed):
+        fresh = AutoModelForSequenceClassification.from_config(model.config, dtype=torch.float32)
+    encoder = f"{model.base_model_prefix}."
+    head = {k: v for k, v in fresh.state_dict().items() if not k.startswith(encoder)}
+    model.load_state_dict(head, strict=False)
 
 
 def _names(config: PreTrainedConfig) -> list[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import socket
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlparse
 
 from huggingface_hub import constants, try_to_load_from_cache
@@ -36,3 +39,14 @@ def hub_is_reachable() -> bool:
 def in_cache(repository: str, file: str) -> bool:
     """True if the hub's cache on this machine holds the file."""
     return isinstance(try_to_load_from_cache(repository, file), str)
+
+
+@contextmanager
+def offline_switch(settings: Any, offline: bool) -> Iterator[None]:
+    """Set the ``HF_HUB_OFFLINE`` of a library's settings for a while."""
+    before = settings.HF_HUB_OFFLINE
+    settings.HF_HUB_OFFLINE = offline
+    try:
+        yield
+    finally:
+        settings.HF_HUB_OFFLINE = before

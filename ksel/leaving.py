@@ -13,7 +13,7 @@ from ksel.cli import shielded
 from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.files import write_json
-from ksel.report import write_report
+from ksel.report_page import write_report
 from ksel.setup import Setup
 from ksel.summary import summarize
 from ksel.tracking import Progress

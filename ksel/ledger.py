@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,7 +13,11 @@ class Ledger:
     """Counts and seconds per part of the work.
 
     Parts: ``teacher``, ``student_forward``, ``student_backward``, ``optimizer``, ``held_out``,
-    ``agent``, ``data``, ``dev``.
+    ``data``, ``dev``.
+
+    Args:
+        synchronize: waits until the device has done what it was given (CUDA); without it a part's
+            seconds would be those of handing work over.
 
     Attributes:
         seconds: part -> wall-clock seconds.
@@ -22,6 +26,7 @@ class Ledger:
 
     seconds: dict[str, float] = field(default_factory=dict)
     examples: dict[str, int] = field(default_factory=dict)
+    synchronize: Callable[[], None] | None = None
 
     @contextmanager
     def time(self, part: str, examples: int = 0) -> Iterator[None]:
@@ -30,6 +35,8 @@ class Ledger:
         try:
             yield
         finally:
+            if self.synchronize is not None:
+                self.synchronize()
             self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
             self.examples[part] = self.examples.get(part, 0) + examples
 

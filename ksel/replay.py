@@ -14,12 +14,14 @@ import numpy as np
 from rich.console import Console
 
 from agents.follow import follow
+from agents.make import get_agent
 from agents.policy import Policy, load_policy, read_header
 from agents.rollout import play
 from envs.distillation import DistillationEnv
 from envs.observation import feature_names
 from envs.recording import Recorder
 from ksel.artifacts import versions
+from ksel.checks import check_unrewarded
 from ksel.cli import INTERRUPTED_EXIT, guard, quiet_libraries
 from ksel.config import CustomTaskConfig, RunConfig
 from ksel.errors import UsageError, unknown_name
@@ -46,10 +48,10 @@ from ksel.validation import copy_weights, judge, judge_twice, load_weights
 PROG = "python -m ksel.replay"
 MODES = ("validate", "schedule", "policy")
 NO_EFFECT = (
-    *("agent", "name", "references", "evaluations", "env.actions"),
+    *("agent", "name", "references", "evaluations", "rows.dev_on_the_way", "env.actions"),
     *("episodes", "a2c", "ppo", "static", "random", "annealed"),
 )
-"""Settings that only a search or a new agent reads."""
+"""Settings that only a search, a new agent or a measurement on the way reads."""
 VALIDATE_TAKES = ("data", "teacher", "store", "device", "threads", "student.init")
 """Settings under ``validate``: files may have moved; all else must be the run's."""
 
@@ -91,8 +93,8 @@ class Player:
 
     Attributes:
         soft: True if actions are weights.
-        measure: whether rewards are measured, as the run did with its final student: what is
-            observed on the way moves the losses' running sizes.
+        measure: whether rewards are measured, as the run did with its final student: a policy
+            that learned observes what is measured, and the record holds the rewards.
         policy, actions: one of the two.
     """
 
@@ -168,6 +170,8 @@ def parse(argv: Sequence[str]) -> Request:
         if key != "out" and value != _flat(run.config)[key]
     }
     _check_changes(own.mode, changed)
+    if not get_agent(run.config.agent).learns:
+        check_unrewarded(config)
     if config.task != run.config.task and config.task != "custom":
         config = replace(config, custom=CustomTaskConfig())
     schedule = read_schedule(run.folder / SCHEDULE)
@@ -249,7 +253,7 @@ def _replay(request: Request, seed: int, progress: Progress) -> Replay:
             judge(replay, request.run, request.schedule, setup, found, start)
         else:
             _play(request, setup, player, progress)
-            judge_twice(replay, once, copy_weights(setup.student))
+            judge_twice(replay, once, copy_weights(setup.student), start, setup.device)
     for row in replay.rows:
         request.writer.add(replace(row, episode=seed))
     return replay

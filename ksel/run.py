@@ -21,7 +21,7 @@ from agents.rollout import Played, play, search
 from agents.stable_baselines import SB3Agent
 from envs.distillation import DistillationEnv
 from envs.recording import Recorder
-from ksel.artifacts import make_run_folder, seconds_per_example
+from ksel.artifacts import make_run_folder, seconds_per_example, write_settings
 from ksel.checks import check_unrewarded
 from ksel.cli import INTERRUPTED_EXIT, guard, quiet_libraries, shielded
 from ksel.config import RunConfig
@@ -32,7 +32,7 @@ from ksel.knowledge import KINDS
 from ksel.leaving import Job, fail, leave, stopped, write_schedule, write_student
 from ksel.models import parameter_count
 from ksel.saved import inputs
-from ksel.settings import parse_run
+from ksel.settings import layer_names, parse_run
 from ksel.setup import Setup, prepare, resolve_threads
 from ksel.summary import describe, opening_lines, print_summary
 from ksel.tracking import Progress, Tracker
@@ -56,6 +56,10 @@ def main(argv: list[str]) -> int:
         progress.say(
             f"run: {config.task}, agent {config.agent} ({masks} masks), seed {config.seed}; "
             f"folder {folder}"
+        )
+        layers = [f"configs/{name}" for name in layer_names(argv)]
+        progress.say(
+            f"settings: {', '.join([*layers, 'the command line'])}, each over the one before"
         )
         try:
             _work(job)
@@ -81,6 +85,8 @@ def main(argv: list[str]) -> int:
 def _work(job: Job) -> None:
     config, progress, soft = job.config, job.progress, job.soft
     job.setup = setup = prepare(config, progress)
+    job.config = config = setup.config
+    write_settings(job.folder, config, setup.origin)
     check_references(config, setup.pool.names)
     episode = max(1, round(setup.updates * config.episodes.share))
     env = DistillationEnv(setup=setup, soft=soft)
@@ -161,6 +167,7 @@ def _measure_teacher(job: Job, setup: Setup, tracker: Tracker) -> None:
     metrics = _dev(setup, model, None)
     job.teacher = {
         **setup.teacher.record,
+        "data": setup.origin,
         "metrics": metrics,
         "parameters": parameter_count(model),
         "ms_per_example": _milliseconds(setup, model),
@@ -177,9 +184,12 @@ def _search(job: Job, agent: SB3Agent, env: DistillationEnv, tracker: Tracker) -
     bar = job.progress.stage(f"search ({episodes} episodes)", episodes * decisions)
 
     def show(update: int, reward: float, info: dict[str, Any]) -> None:
-        bar.advance(reward=reward, objective=info.get("objective", math.nan))
+        bar.advance(
+            loss=training_loss(info), reward=reward, objective=info.get("objective", math.nan)
+        )
 
     recorder = Recorder(env, "search", job.writer, tracker, show)
+    before = env.setup.ledger.copy()
     searched = search(
         agent,
         recorder,
@@ -190,6 +200,7 @@ def _search(job: Job, agent: SB3Agent, env: DistillationEnv, tracker: Tracker) -
     )
     bar.close()
     write_schedule(job)
+    tracker.log("search", searched.updates, env.setup.ledger.since(before).flat())
     for episode, total in enumerate(searched.rewards):
         tracker.log("episodes", episode, {"reward/episode": total})
     job.search = {
@@ -221,8 +232,8 @@ def _distil(
 
     def show(update: int, reward: float, info: dict[str, Any]) -> None:
         nonlocal done
-        losses = [v for k, v in info.items() if k.startswith("loss/")]
-        bar.advance(update - done, **curve, loss=sum(losses) / max(1, len(losses)))
+        rewards = {"reward": reward} if measure else {}
+        bar.advance(update - done, loss=training_loss(info), **rewards, **curve)
         done = update
 
     recorder = Recorder(env, stage, job.writer, tracker, show)
@@ -233,6 +244,7 @@ def _distil(
         tracker.log(stage, update, {f"student/{key}": value for key, value in metrics.items()})
 
     marks = evaluation_marks(setup.updates, job.config.evaluations)
+    before = setup.ledger.copy()
     played = play(
         policy,
         recorder,
@@ -241,7 +253,9 @@ def _distil(
         on_update=_at_marks(marks, on_the_way),
     )
     metrics = _dev(setup, setup.student, None)
-    tracker.log(stage, played.updates, {f"dev/{key}": value for key, value in metrics.items()})
+    costs = setup.ledger.since(before).flat()
+    dev = {f"dev/{key}": value for key, value in metrics.items()}
+    tracker.log(stage, played.updates, {**dev, **costs})
     bar.close()
     write_schedule(job)
     job.students.append(_figures(job, name, stage, metrics, played))
@@ -250,6 +264,12 @@ def _distil(
     tracker.heat_map(stage, actions, np.array([row.update for row in rows]))
     early = f" (ended after {played.updates} updates: {played.reason})" if played.reason else ""
     job.progress.say(f"student {name}: {_words(metrics)}{early}")
+
+
+def training_loss(info: dict[str, Any]) -> float:
+    """What the decision's updates minimised: the weighted sum of the selected losses."""
+    weights = {k.removeprefix("weight/"): v for k, v in info.items() if k.startswith("weight/")}
+    return float(sum(w * info.get(f"loss/{name}", 0.0) for name, w in weights.items() if w))
 
 
 def evaluation_marks(updates: int, count: int) -> list[int]:
@@ -289,7 +309,8 @@ def _figures(
 
 
 def _dev(setup: Setup, model: Any, rows: int | None) -> dict[str, float]:
-    with setup.ledger.time("dev"):
+    sizes = [min(rows or len(split), len(split)) for split in setup.dev.values()]
+    with setup.ledger.time("dev", sum(sizes)):
         return evaluate_dev(
             model,
             setup.task,

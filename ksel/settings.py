@@ -165,6 +165,11 @@ def _absolute(name: str | None) -> str | None:
 
 def _layers(argv: Sequence[str]) -> list[str]:
     """The YAML layers below the user's own, as command-line arguments."""
+    return [part for layer in layer_names(argv) for part in ("--config", _packaged(layer))]
+
+
+def layer_names(argv: Sequence[str]) -> list[str]:
+    """The YAML files of ``configs/`` that lie under this command line, the lowest first."""
     files = _values(argv, "--config")
     data = _values(argv, "--data")
     layers = [QUICK] if not files and (not data or data[-1] == "builtin") else []
@@ -177,7 +182,7 @@ def _layers(argv: Sequence[str]) -> list[str]:
     own = f"agents/{agent}.yaml"
     if (resources.files("configs") / own).is_file():
         layers.append(own)
-    return [part for layer in layers for part in ("--config", _packaged(layer))]
+    return layers
 
 
 def _packaged(name: str) -> str:

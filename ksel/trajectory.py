@@ -111,6 +111,9 @@ class ScheduleWriter:
         Raises:
             ValueError: a vector has the wrong length.
         """
+        self._rows.append(self._checked(row))
+
+    def _checked(self, row: DecisionRow) -> DecisionRow:
         vectors: dict[str, Any] = {}
         for name in VECTORS:
             value = np.array(getattr(row, name), dtype=np.float32)
@@ -118,7 +121,7 @@ class ScheduleWriter:
             if value.shape != (width,):
                 raise ValueError(f"decision's {name} has shape {value.shape}, expected ({width},)")
             vectors[name] = value
-        self._rows.append(replace(row, **vectors))
+        return replace(row, **vectors)
 
     def annotate_last(self, probabilities: np.ndarray, log_prob: float) -> None:
         """Set what the policy thought of the last decision's action.
@@ -128,8 +131,10 @@ class ScheduleWriter:
         """
         if not self._rows:
             raise ValueError("no decision to annotate")
-        row = self._rows.pop()
-        self.add(replace(row, probabilities=probabilities, log_prob=log_prob))
+        # in place, so that Ctrl-C at any point leaves the decision there
+        self._rows[-1] = self._checked(
+            replace(self._rows[-1], probabilities=probabilities, log_prob=log_prob)
+        )
 
     def rows(self, stage: str) -> list[DecisionRow]:
         """The decisions of a stage so far."""

@@ -18,11 +18,6 @@ class Shape:
     heads: int
     feed_forward: int
 
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head."""
-        return self.width // self.heads
-
 
 @dataclass
 class Batch:
@@ -44,11 +39,6 @@ class Batch:
 
     def __len__(self) -> int:
         return self.ids.shape[0]
-
-    @property
-    def tokens(self) -> int:
-        """Number of real (non-padding) tokens."""
-        return int(self.attention_mask.sum())
 
     def model_inputs(self) -> dict[str, Tensor]:
         """The keyword arguments of a Hugging Face encoder."""
@@ -98,14 +88,6 @@ class Signals:
     query: dict[int, Tensor] = field(default_factory=dict)
     key: dict[int, Tensor] = field(default_factory=dict)
     value: dict[int, Tensor] = field(default_factory=dict)
-
-    def detach(self) -> Signals:
-        """The same signals cut from the graph."""
-        parts = {
-            name: {layer: t.detach() for layer, t in getattr(self, name).items()}
-            for name in LAYERED
-        }
-        return Signals(None if self.logits is None else self.logits.detach(), **parts)
 
 
 LAYERED = ("cls", "hidden", "query", "key", "value")

@@ -226,12 +226,7 @@ def judge(
         return
     replay.details.append(str(difference))
     if setup.device.type == "cuda" or ("gpu" in run.versions and run.config.device != "cpu"):
-        apart = relative_distance(saved, weights, start)
-        replay.identical = apart <= TOLERANCE
-        replay.details.append(
-            f"on CUDA bitwise equality is not promised; the two students are apart by "
-            f"{apart:.2%} of the way the saved one went (tolerance {TOLERANCE:.0%})"
-        )
+        _judge_by_distance(replay, saved, weights, start)
     logged = schedule.stage(STAGE, 0)
     moved = decision_difference(logged, replay.rows, schedule.pool)
     replay.details.append(
@@ -255,9 +250,39 @@ def judge(
     replay.details += [f"possible cause: {cause}" for cause in causes]
 
 
-def judge_twice(replay: Replay, once: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> None:
-    """Compare two students of the same seed and actions; note the verdict in the replay."""
+def judge_twice(
+    replay: Replay,
+    once: Mapping[str, Tensor],
+    again: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+    device: torch.device,
+) -> None:
+    """Compare two students of the same seed and actions; note the verdict in the replay.
+
+    Args:
+        replay: of this seed.
+        once, again: the weights after the first play and after the second.
+        start: the initial weights of both.
+        device: where both were trained; on CUDA the comparison is with a tolerance.
+    """
     difference = weight_difference(once, again)
     replay.compared, replay.identical = "itself, played twice", difference is None
-    if difference is not None:
-        replay.details.append(str(difference))
+    if difference is None:
+        return
+    replay.details.append(str(difference))
+    if device.type == "cuda":
+        _judge_by_distance(replay, once, again, start)
+
+
+def _judge_by_distance(
+    replay: Replay,
+    first: Mapping[str, Tensor],
+    second: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+) -> None:
+    apart = relative_distance(first, second, start)
+    replay.identical = apart <= TOLERANCE
+    replay.details.append(
+        f"on CUDA bitwise equality is not promised; the two students are apart by {apart:.2%} of "
+        f"the way the first one went (tolerance {TOLERANCE:.0%})"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE")
+# The tests compare bit by bit, which holds on a CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable

@@ -22,7 +22,7 @@ import ksel.run
 import ksel.sources
 from envs.distillation import DistillationEnv
 from ksel.distiller import Distiller
-from ksel.report import load_run
+from ksel.report_page import load_run
 
 Runner = Callable[..., Outcome]
 

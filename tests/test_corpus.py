@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
+from envs.distillation import DistillationEnv
 from ksel.corpus import CORPUS_NAME, DEV_ROWS, TRAIN_ROWS, corpus, vocabulary
+from ksel.evaluation import evaluate_dev
 from ksel.sources import Rows
 from ksel.tasks import TASKS, Task
 
@@ -132,3 +136,36 @@ def test_labels_follow_the_names_of_the_classes(name: str) -> None:
     assert asked[train.labels == fits].sum() > 100
     assert not (asked & counted & (train.labels == fits)).any()
     assert (asked & counted & (train.labels != fits)).any()
+
+
+@pytest.mark.slow
+def test_the_teacher_knows_what_a_small_student_does_not_learn_alone(tmp_path: Path) -> None:
+    """There is something to transfer: more than 0.9 against at least 5 points less."""
+    setup = tiny.make_setup(
+        {
+            "task": "qnli",
+            "data": "builtin",
+            "teacher": "tiny",
+            "store": str(tmp_path),
+            "threads": 1,
+            "rows": {"reward": 32},
+            "student": {
+                "layers": 2, "width": 64, "heads": 4, "feed_forward": 128, "init": "random",
+            },
+            "knowledge": {"pool": ["label"]},
+            "optim": {"max_updates": 200, "learning_rate": 5e-4},
+        }
+    )  # fmt: skip
+    env = DistillationEnv(setup=setup)
+    env.reset(seed=0, options={"measure": False})
+    terminated = False
+    while not terminated:
+        *_, terminated, _, info = env.step([1])
+        assert "reason" not in info
+    teacher, student = (
+        evaluate_dev(model, setup.task, setup.dev, rows=None, batch_size=128, device="cpu")
+        for model in (setup.teacher.model, setup.student)
+    )
+    print(f"teacher {teacher['accuracy']:.3f}, student {student['accuracy']:.3f}")
+    assert teacher["accuracy"] > 0.9
+    assert student["accuracy"] < teacher["accuracy"] - 0.05

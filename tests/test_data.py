@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from ksel.data import (
     updates_per_epoch,
 )
 from ksel.errors import UsageError
+from ksel.hub import offline_switch
 from ksel.tasks import TASKS
 
 QNLI, STSB, SST2 = TASKS["qnli"], TASKS["stsb"], TASKS["sst2"]
@@ -224,6 +226,20 @@ def test_damaged_text_files_are_refused(
         read_rows(tmp_path / name, QNLI, True)
 
 
+def test_json_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    questions = ["a\u2028b", "c\u0085d", "e\x1cf", "g"]
+    lines = [
+        json.dumps({"question": q, "sentence": "s", "label": 0}, ensure_ascii=q == "e\x1cf")
+        for q in questions
+    ]
+    path = tmp_path / "f.jsonl"
+    path.write_bytes("\r\n".join([*lines, ""]).encode())
+    assert read_rows(path, QNLI, True).texts == questions
+    path.write_bytes("\n".join([*lines, "", "{"]).encode())
+    with pytest.raises(UsageError, match="line 6 is not JSON"):
+        read_rows(path, QNLI, True)
+
+
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--data: .*no.csv is not there"):
         read_rows(tmp_path / "no.csv", QNLI, True)
@@ -270,6 +286,22 @@ def test_data_that_cannot_be_learned_or_scored_is_refused(tmp_path: Path) -> Non
         load_qnli(folder(tmp_path, [1, 1], [0, 1]))
     with pytest.raises(UsageError, match=r"split dev has no labels \(all are -1\)"):
         load_qnli(folder(tmp_path, [0, 1], [-1, -1]))
+
+
+def test_a_score_range_beside_classes_is_refused(tmp_path: Path) -> None:
+    custom = CustomTaskConfig(labels=["a", "b"], score_range=(0.0, 5.0))
+    with pytest.raises(UsageError, match=r"--custom\.score_range: 0 to 5 .*--custom\.labels"):
+        load_source("custom", str(tmp_path), custom, quiet)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_offline_switch_is_put_back(fails: bool) -> None:
+    settings = SimpleNamespace(HF_HUB_OFFLINE=False)
+    with contextlib.suppress(KeyError), offline_switch(settings, True):
+        assert settings.HF_HUB_OFFLINE is True
+        if fails:
+            raise KeyError
+    assert settings.HF_HUB_OFFLINE is False
 
 
 def test_custom_task_needs_a_folder_and_others_refuse_its_settings() -> None:
@@ -396,6 +428,15 @@ def test_sizes_are_drawn_with_the_seed() -> None:
         assert a.idx.tolist() == sorted(a.idx)
 
 
+def test_dev_rows_are_the_same_for_every_seed() -> None:
+    wanted = RowsConfig(reward=50, dev=30)
+    one, other = (
+        three_way(source(np.tile([0, 1], 500)), wanted, seed)[2]["dev"] for seed in (0, 1)
+    )
+    assert len(one) == 30
+    assert one.idx.tolist() == other.idx.tolist()
+
+
 def test_sizes_beyond_the_file_take_all() -> None:
     train, reward, dev = three_way(
         source(np.tile([0, 1], 50)), RowsConfig(train=10**6, reward=10, dev=10**6), seed=0
@@ -452,6 +493,25 @@ def pair_split(tokenizer: Any, max_length: int = 16) -> Split:
         ["a b c", "d", "e f"], ["a", "b c d e", "g"], np.array([1, 0, 1]), np.array([4, 5, 6])
     )
     return tokenize(rows, QNLI, tokenizer, max_length)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [np.arange(3)[::-1][:2], [2, 1], np.array([2, 1], np.uint8), np.array([False, True, True])],
+)
+def test_rows_are_taken_by_any_index(tokenizer: Any, index: Any) -> None:
+    split = pair_split(tokenizer)
+    rows = [1, 2] if np.asarray(index).dtype == bool else [2, 1]
+    taken = split.take(index)
+    assert taken.lengths.tolist() == split.lengths[rows].tolist()
+    assert [row.tolist() for row in taken.input_ids] == [split.input_ids[i].tolist() for i in rows]
+    assert taken.labels is not None
+    assert split.labels is not None
+    assert taken.labels.tolist() == split.labels[rows].tolist()
+
+
+def test_a_batch_of_rows_in_a_view_that_runs_backwards(tokenizer: Any) -> None:
+    assert pair_split(tokenizer).batch(np.arange(3)[::-1]).ids.tolist() == [2, 1, 0]
 
 
 def test_tokens_of_pairs(tokenizer: Any) -> None:

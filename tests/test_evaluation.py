@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ksel.data import Split
 from ksel.errors import UsageError
-from ksel.evaluation import objective_value, predict_logits, score
+from ksel.evaluation import OBJECTIVES, objective_value, predict_logits, score
 from ksel.tasks import TASKS, Task
 
 STSB = TASKS["stsb"]
@@ -70,9 +70,28 @@ def test_one_class_predictions_have_no_matthews() -> None:
     assert score(TASKS["cola"], one_hot([1, 1, 1]), torch.tensor([0, 1, 1])) == {"matthews": 0.0}
 
 
-def test_predictions_that_are_not_numbers_are_not_scored_as_0() -> None:
-    predicted = torch.tensor([[0.0], [math.nan], [1.0]])
-    assert math.isnan(score(STSB, predicted, torch.tensor([0.0, 1.0, 2.0]))["pearson"])
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_finite_score_nan_by_every_metric(odd: float) -> None:
+    classes, scores = torch.tensor([0, 1, 1]), torch.tensor([0.0, 1.0, 2.0])
+    logits = one_hot([0, 1, 1])
+    logits[0, 1] = odd
+    found = score(task_with("accuracy", "f1", "matthews"), logits, classes)
+    found |= score(STSB, torch.tensor([[0.0], [odd], [1.0]]), scores)
+    found |= score(STSB, torch.full((3, 1), odd), scores)
+    assert len(found) == 5
+    assert all(math.isnan(value) for value in found.values())
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_logits_that_are_not_finite_have_no_objective(name: str, odd: float) -> None:
+    logits = one_hot([0, 1, 1])
+    logits[0, 1] = odd
+    assert math.isnan(objective_value(name, logits, torch.tensor([0, 1, 1]), QNLI, 0.5))
+    if name != "margin":
+        scores = torch.tensor([0.0, 1.0, 2.0])
+        logits = torch.tensor([[0.0], [odd], [1.0]])
+        assert math.isnan(objective_value(name, logits, scores, STSB, 0.5))
 
 
 def test_unlabelled_split_is_refused_for_scoring() -> None:

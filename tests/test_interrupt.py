@@ -28,7 +28,7 @@ from envs.observation import feature_names
 from ksel.cli import shielded
 from ksel.distiller import Distiller
 from ksel.models import weights_fingerprint
-from ksel.report import load_run, write_report
+from ksel.report_page import load_run, write_report
 from ksel.settings import config_from_file
 from ksel.signals import LiveTeacher
 

@@ -292,7 +292,7 @@ def test_a_decay_of_zero_is_fine():
 
 @pytest.mark.parametrize("heads", [0, -4])
 def test_relation_heads_must_be_positive(heads):
-    with pytest.raises(UsageError, match=r"^--knowledge\.relation_heads: .*1 or more"):
+    with pytest.raises(UsageError, match=r"^--knowledge\.relation_heads: .*1 or more, or null"):
         build("value_relation", relation_heads=heads)
 
 

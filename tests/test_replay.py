@@ -421,6 +421,8 @@ def test_a_policy_that_does_not_fit_is_refused_with_the_difference(
         (["--seed", "4"], ["--seed", "repeats the run as it was"]),
         (["--mode", "schedule", "--agent", "static"], ["--agent", "no effect on a replay"]),
         (["--mode", "schedule", "--random.probability", "0.1"], ["--random.probability"]),
+        (["--mode", "schedule", "--rows.dev_on_the_way", "9"], ["--rows.dev_on_the_way"]),
+        (["--mode", "schedule", "--env.objective", "margin"], ["--env.objective", "not used"]),
         (
             ["--mode", "schedule", "--knowledge.pool", "[label, response, fsp]"],
             ["--knowledge.pool", "the schedule has cls_hidden/skip", "the pool has fsp/skip"],
@@ -581,6 +583,21 @@ def test_mean_and_deviation_come_with_the_words_that_belong_to_them() -> None:
 
 def test_two_plays_that_differ_are_noted() -> None:
     replay = one(1, 0.5)
-    judge_twice(replay, {"a": torch.zeros(1)}, {"a": torch.ones(1)})
+    once, again = {"a": torch.zeros(1)}, {"a": torch.ones(1)}
+    judge_twice(replay, once, again, once, torch.device("cpu"))
     assert replay.identical is False
     assert "the first is a" in replay.details[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "apart", "same"),
+    [("cpu", 1e-3, False), ("cuda", 1e-3, True), ("cuda", 1.0, False), ("cpu", 0.0, True)],
+)
+def test_two_plays_on_cuda_are_compared_with_a_tolerance(
+    device: str, apart: float, same: bool
+) -> None:
+    replay = one(1, 0.5)
+    start, once, again = ({"a": torch.tensor([x])} for x in (0.0, 4.0, 4.0 + apart))
+    judge_twice(replay, once, again, start, torch.device(device))
+    assert replay.identical is same
+    assert ("on CUDA bitwise" in "".join(replay.details)) == (device == "cuda")

@@ -16,7 +16,8 @@ from ksel import plots
 from ksel.cli import guard
 from ksel.errors import UsageError
 from ksel.files import write_json
-from ksel.report import load_run, main, page, write_report
+from ksel.report import main
+from ksel.report_page import load_run, page, write_report
 from ksel.trajectory import read_schedule
 
 

@@ -430,9 +430,20 @@ def test_the_report_is_of_this_run(job: Callable[[str], Outcome]):
 def test_the_first_lines_say_what_will_be_done(job: Callable[[str], Outcome]):
     outcome = job("ppo")
     lines = outcome.out.splitlines()
-    start = [line.partition(":")[0] for line in lines[:8]]
-    assert start == ["run", "data", "teacher", "student", "pool", "budget", "search", "teacher"]
-    run, data, teacher, student, pool, budget, search, measured = lines[:8]
+    start = [line.partition(":")[0] for line in lines[:9]]
+    assert start == [
+        "run",
+        "settings",
+        "data",
+        "teacher",
+        "student",
+        "pool",
+        "budget",
+        "search",
+        "teacher",
+    ]
+    run, layers, data, teacher, student, pool, budget, search, measured = lines[:9]
+    assert layers == "settings: configs/agents/ppo.yaml, the command line, each over the one before"
     assert run.startswith("run: rte, agent ppo (hard masks), seed 0; folder ")
     assert run.endswith(str(outcome.folder))
     assert "176 train, 24 reward (cut from train), 40 dev" in data

@@ -232,17 +232,17 @@ def packaged(name: str) -> dict[str, Any]:
 
 
 def test_quick_lies_over_the_defaults_where_no_config_is_given(tmp_path: Path):
-    quick = packaged("quick.yaml")["optim"]["max_updates"]
-    usual = RunConfig().optim.max_updates
+    quick = packaged("quick.yaml")["optim"]["epochs"]
+    usual = RunConfig().optim.epochs
     assert usual != quick
-    assert parse_run([]).optim.max_updates == quick
-    assert parse_run(["--agent=ppo"]).optim.max_updates == quick
-    assert parse_run(["--data", "builtin"]).optim.max_updates == quick
+    assert parse_run([]).optim.epochs == quick
+    assert parse_run(["--agent=ppo"]).optim.epochs == quick
+    assert parse_run(["--data", "builtin"]).optim.epochs == quick
     own = written(tmp_path, {"task": "rte"})
-    assert parse_run(["--config", own]).optim.max_updates == usual
-    assert parse_run([f"--config={own}"]).optim.max_updates == usual
-    assert parse_run(["--data", "hub"]).optim.max_updates == usual
-    assert parse_run([f"--data={tmp_path}"]).optim.max_updates == usual
+    assert parse_run(["--config", own]).optim.epochs == usual
+    assert parse_run([f"--config={own}"]).optim.epochs == usual
+    assert parse_run(["--data", "hub"]).optim.epochs == usual
+    assert parse_run([f"--data={tmp_path}"]).optim.epochs == usual
 
 
 def test_each_layer_lies_over_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

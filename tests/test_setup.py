@@ -416,3 +416,14 @@ def test_fallbacks_are_said_and_recorded(
     assert f"teacher: {setup.fallbacks[0]}" in notes.said
     assert setup.teacher.record["fallback"] == setup.fallbacks[0]
     assert json.dumps(setup.teacher.record)
+
+
+def test_the_settings_name_what_was_found(tiny_settings: Callable[..., dict]) -> None:
+    values = tiny_settings(
+        data=None,
+        teacher="tiny",
+        fine_tune={"max_updates": 1},
+        rows={"train": 64, "reward": 24},
+    )
+    config = tiny.make_setup(values).config
+    assert (config.data, config.teacher) == ("builtin", "tiny")

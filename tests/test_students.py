@@ -50,13 +50,15 @@ def built(
     *,
     task: Any = RTE,
     seed: int = 0,
+    said: list[str] | None = None,
     **settings: Any,
 ) -> PreTrainedModel:
     plan = plan_student(
         StudentConfig(**settings), shape_of(teacher.config), has_pretrained=pretrained is not None
     )
     dropout = settings.get("dropout", 0.0)
-    return build_student(plan, teacher, pretrained, task, dropout=dropout, seed=seed)
+    say = ([] if said is None else said).append
+    return build_student(plan, teacher, pretrained, task, dropout=dropout, seed=seed, say=say)
 
 
 def encoder(model: PreTrainedModel) -> nn.Module:
@@ -280,6 +282,57 @@ def test_a_checkpoints_head_for_other_labels_is_replaced_by_a_seeded_one(
     assert first.classifier.out_features == 2
     assert equal(first, again)
     assert equal(first.bert, saved.bert)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_of_another_task_with_as_many_labels_is_replaced_by_a_seeded_one(
+    teachers: dict[str, PreTrainedModel], tmp_path: Path, family: str
+) -> None:
+    saved = built(teachers[family], init="random", task=get_task("sst2"))
+    saved.save_pretrained(tmp_path)
+    said: list[str] = []
+    state = torch.get_rng_state()
+    first = built(teachers[family], init=str(tmp_path), seed=2, said=said)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(said) == 1
+    assert f"the head of {tmp_path} is not one of task rte" in said[0]
+    again, other = (built(teachers[family], init=str(tmp_path), seed=seed) for seed in (2, 3))
+    assert equal(first, again)
+    assert equal(encoder(first), encoder(saved))
+    heads = [
+        {k: v for k, v in model.state_dict().items() if not k.startswith(model.base_model_prefix)}
+        for model in (first, saved, other)
+    ]
+    weights = [name for name in heads[0] if name.endswith("weight")]
+    assert weights
+    for name in weights:
+        assert not torch.equal(heads[0][name], heads[1][name])
+        assert not torch.equal(heads[0][name], heads[2][name])
+    assert first.config.id2label == {0: "entailment", 1: "not_entailment"}
+
+
+def test_a_checkpoints_head_without_label_names_is_kept_aloud(
+    teachers: dict[str, PreTrainedModel], tmp_path: Path
+) -> None:
+    saved = built(teachers["bert"])
+    saved.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    saved.config.label2id = {"LABEL_0": 0, "LABEL_1": 1}
+    saved.save_pretrained(tmp_path)
+    said: list[str] = []
+    student = built(teachers["bert"], init=str(tmp_path), said=said)
+    assert equal(student, saved)
+    assert "order is taken to be entailment, not_entailment" in said[0]
+    assert student.config.id2label == {0: "entailment", 1: "not_entailment"}
+
+
+def test_a_checkpoints_head_for_scores_is_kept(
+    teachers: dict[str, PreTrainedModel], tmp_path: Path
+) -> None:
+    saved = built(teachers["bert"], init="random", task=STSB)
+    saved.save_pretrained(tmp_path)
+    said: list[str] = []
+    assert equal(built(teachers["bert"], init=str(tmp_path), task=STSB, said=said), saved)
+    assert said == []
 
 
 def test_a_checkpoints_head_with_swapped_labels_is_put_in_the_tasks_order(

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -408,16 +409,48 @@ def test_a_learning_rate_that_diverges_is_refused_and_nothing_is_stored(
 
 
 def test_the_tiny_teacher_has_passes_and_a_rate_of_its_own() -> None:
-    usual = resolve_settings(FineTuneConfig(), tiny=False)
-    small = resolve_settings(FineTuneConfig(), tiny=True)
+    said: list[str] = []
+    usual = resolve_settings(FineTuneConfig(), tiny=False, say=said.append)
+    small = resolve_settings(FineTuneConfig(), tiny=True, say=said.append)
+    assert said == []
     assert (usual.epochs, usual.learning_rate, usual.max_updates) == (3.0, 5e-5, None)
     assert (small.epochs, small.learning_rate, small.max_updates) == (6.0, 5e-4, 2000)
     given = FineTuneConfig(
         epochs=5.0, learning_rate=0.1, tiny_epochs=2.0, tiny_learning_rate=0.2, max_updates=7
     )
-    assert resolve_settings(given, tiny=False) == given
-    small = resolve_settings(given, tiny=True)
-    assert (small.epochs, small.learning_rate, small.max_updates) == (2.0, 0.2, 7)
+    usual = resolve_settings(given, tiny=False, say=said.append)
+    assert usual == FineTuneConfig(epochs=5.0, learning_rate=0.1, max_updates=7)
+    assert said.pop().endswith("effect: --fine_tune.tiny_epochs, --fine_tune.tiny_learning_rate")
+    small = resolve_settings(given, tiny=True, say=said.append)
+    assert small == FineTuneConfig(epochs=2.0, learning_rate=0.2, max_updates=7)
+    assert said.pop().endswith("effect: --fine_tune.epochs, --fine_tune.learning_rate")
+
+
+def test_settings_without_effect_share_the_stored_teacher(opener: Opener, encoder: Path) -> None:
+    opener(encoder)
+    opener(encoder, settings=replace(QUICK, tiny_epochs=9.0, tiny_learning_rate=1.0))
+    assert opener.losses == []
+    assert any("without effect: --fine_tune.tiny_epochs" in line for line in opener.said)
+    assert len(opener.stored) == 1
+
+
+def test_settings_without_effect_share_the_tiny_teacher(opener: Opener, tiny_teacher: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_teacher))
+    quick = replace(QUICK, max_updates=2)
+    opener("tiny", tokenizer=tokenizer, settings=quick)
+    opener("tiny", tokenizer=tokenizer, settings=replace(quick, epochs=9.0, learning_rate=1.0))
+    assert opener.losses == []
+    assert len(opener.stored) == 1
+
+
+def test_fine_tuning_settings_of_a_ready_head_are_said_to_have_no_effect(
+    opener: Opener, tiny_teacher: Path
+) -> None:
+    opener(tiny_teacher, settings=FineTuneConfig())
+    assert not any("effect" in line for line in opener.said)
+    opener(tiny_teacher, settings=FineTuneConfig(warmup=0.2, tiny_epochs=1.0))
+    (line,) = [line for line in opener.said if "effect" in line]
+    assert line.endswith("without effect: --fine_tune.tiny_epochs, --fine_tune.warmup")
 
 
 def test_a_budget_without_updates_is_refused(opener: Opener, encoder: Path) -> None:
@@ -596,3 +629,16 @@ def test_sequences_longer_than_the_teacher_can_read_are_refused(tiny_teacher: Pa
     larger.add_tokens([f"word{i}" for i in range(500)])
     with pytest.raises(UsageError, match="--teacher: its tokenizer has"):
         outline_teacher(Located(str(tiny_teacher), ""), larger, 32)
+
+
+def test_embedded_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--teacher embedded: .*pip install 'ksel\[embedded\]'"):
+        locate_teacher("embedded", lambda message: None)
+    (tmp_path / "model").mkdir()
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    monkeypatch.setattr(teachers, "_check_embedded", lambda folder: None)
+    found = locate_teacher("embedded", lambda message: None)
+    assert (found.option, found.fallback) == ("embedded", None)
+    assert Path(found.name) == tmp_path / "model"

@@ -143,6 +143,18 @@ def test_annotate_last_changes_only_the_last_row(tmp_path: Path) -> None:
         make_writer().annotate_last(unknown, 0.0)
 
 
+def test_ctrl_c_while_annotating_loses_no_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    writer = make_writer()
+    writer.add(make_row(0))
+    monkeypatch.setattr("ksel.trajectory.replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        writer.annotate_last(np.zeros(3), 0.0)
+    assert len(writer) == 1
+
+
 @pytest.mark.parametrize("name", ["action", "loss", "observation"])
 def test_writer_refuses_vectors_of_another_length(name: str) -> None:
     with pytest.raises(ValueError, match=name):

@@ -250,7 +250,7 @@ def _check_settings(settings: KnowledgeConfig) -> None:
     if settings.relation_heads is not None and settings.relation_heads < 1:
         raise UsageError(
             f"--knowledge.relation_heads: {settings.relation_heads} is out of range. Give 1 or "
-            "more, or none for the teacher's heads."
+            "more, or null for the teacher's heads."
         )
 
 
