@@ -15,7 +15,8 @@ run() { # task, agent, further settings
     python -m ksel.run --task "$task" --agent "$agent" --data "$data" --teacher "$teacher" \
         --student.layers 3 --seed "$seed" --out "$out" --name "$task-$agent-s$seed" \
         --fine_tune.epochs 2 --fine_tune.learning_rate 1e-4 --optim.learning_rate 1e-4 \
-        --env.phase_steps 4 --rows.reward 128 --rows.dev_on_the_way 200 "$@"
+        --env.phase_steps 4 --rows.reward 128 --rows.dev_on_the_way 200 \
+        --knowledge.max_gain 1000 "$@"
 }
 
 for task in rte mrpc qnli; do

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+import ksel
 from ksel.config import RunConfig
 from ksel.data import Split
 from ksel.errors import UsageError
@@ -77,7 +78,7 @@ def write_settings(folder: Path, config: RunConfig, data: str) -> None:
         UsageError: the file cannot be written.
     """
     header = (
-        "# All settings of this run. Repeat it:  python -m ksel.run --config config.yaml\n"
+        "# All settings of this run. Repeat it:  python -m ksel.run --config RUN/config.yaml\n"
         f"# Data: {data}\n"
     )
     # The name is this folder's; a run repeated from the file makes its own.
@@ -96,7 +97,7 @@ def versions() -> dict[str, Any]:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
+            found[name] = ksel.__version__ if name == "ksel" else None
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found

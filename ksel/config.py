@@ -137,7 +137,7 @@ class KnowledgeConfig:
     """ema: divide each loss by its running size, so that all are of order 1; none: leave it."""
     ema_decay: float = 0.98
     """Decay of the running size per update."""
-    max_gain: float = 1000.0
+    max_gain: float = 100.0
     """balance ema multiplies no loss by more than this: a loss near 0, where the student matches
     the teacher already, is left small."""
     weights: dict[str, float] = field(default_factory=dict)

@@ -243,7 +243,7 @@ def curves(
                 ha="right",
             )
         axes.margins(y=0.15)
-        axes.set_ylabel(f"{metric} on dev")
+        axes.set_ylabel(f"{metric} on dev rows")
         axes.set_xlabel("optimiser updates")
         _legend(axes)
     return figure

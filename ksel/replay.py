@@ -41,7 +41,7 @@ from ksel.replays import (
 from ksel.saved import CONFIG, POLICY, SCHEDULE, SavedRun, inputs, open_run
 from ksel.settings import parse_over
 from ksel.setup import Setup, prepare
-from ksel.tracking import Progress, Silent
+from ksel.tracking import Progress, Silent, training_loss
 from ksel.trajectory import Schedule, ScheduleWriter, read_schedule
 from ksel.validation import copy_weights, judge, judge_twice, load_weights
 
@@ -287,8 +287,7 @@ def _play(
     bar = progress.stage(f"{request.mode}, seed {seed}", setup.updates)
 
     def show(update: int, reward: float, info: dict[str, Any]) -> None:
-        losses = [v for k, v in info.items() if k.startswith("loss/")]
-        bar.advance(update - bar.done, loss=sum(losses) / max(1, len(losses)))
+        bar.advance(update - bar.done, loss=training_loss(info))
 
     recorder = Recorder(env, STAGE, writer, on_decision=show)
     if player.policy is not None:

@@ -293,7 +293,11 @@ def _dev_curves(run: Run) -> str:
                 values.append(value)
     if not points:
         return missing("No dev metric was measured before the run ended.")
-    body = ""
+    rows = (run.config.get("rows") or {}).get("dev_on_the_way", "some")
+    body = (
+        f'<p class="note">On at most {escape(str(rows))} rows of the dev split; the table above '
+        "and the teacher's line are over all of them.</p>"
+    )
     for index, (metric, series) in enumerate(points.items()):
         arrays = {name: (np.array(s), np.array(v)) for name, (s, v) in series.items()}
         value = (_teacher(run).get("metrics") or {}).get(metric)

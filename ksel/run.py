@@ -35,7 +35,7 @@ from ksel.saved import inputs
 from ksel.settings import layer_names, parse_run
 from ksel.setup import Setup, prepare, resolve_threads
 from ksel.summary import describe, opening_lines, print_summary
-from ksel.tracking import Progress, Tracker
+from ksel.tracking import Progress, Tracker, training_loss
 from ksel.trajectory import ScheduleWriter
 
 
@@ -264,12 +264,6 @@ def _distil(
     tracker.heat_map(stage, actions, np.array([row.update for row in rows]))
     early = f" (ended after {played.updates} updates: {played.reason})" if played.reason else ""
     job.progress.say(f"student {name}: {_words(metrics)}{early}")
-
-
-def training_loss(info: dict[str, Any]) -> float:
-    """What the decision's updates minimised: the weighted sum of the selected losses."""
-    weights = {k.removeprefix("weight/"): v for k, v in info.items() if k.startswith("weight/")}
-    return float(sum(w * info.get(f"loss/{name}", 0.0) for name, w in weights.items() if w))
 
 
 def evaluation_marks(updates: int, count: int) -> list[int]:

@@ -67,8 +67,8 @@ def build_parser(prog: str = "python -m ksel.run") -> ArgumentParser:
         allow_abbrev=False,
         formatter_class=_Help,
         epilog=(
-            "Layers, each over the one before: defaults; configs/quick.yaml (with neither --config nor "
-            "--data); configs/agents/AGENT.yaml; --config files; the command line."
+            "Layers, each over the one before: defaults; configs/quick.yaml (without --config, "
+            "--data DIR and --data hub); configs/agents/AGENT.yaml; --config files; the command line."
         ),
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; repeatable.")

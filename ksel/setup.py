@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,6 +120,9 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
     located = locate_teacher(config.teacher, progress.say)
     if located.fallback:
         fallbacks.append(located.fallback)
+    if isinstance(progress, Silent):
+        for fallback in fallbacks:
+            warnings.warn(fallback, stacklevel=2)
     config = _as_found(config, source, located)
     tokenizer = open_tokenizer(located, _texts(source.train))
     outline = outline_teacher(located, tokenizer, config.batching.max_length)

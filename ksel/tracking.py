@@ -191,6 +191,12 @@ def stage_folder(stage: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stage)
 
 
+def training_loss(info: Mapping[str, Any]) -> float:
+    """What the decision's updates minimised: the weighted sum of the selected losses."""
+    weights = {k.removeprefix("weight/"): v for k, v in info.items() if k.startswith("weight/")}
+    return float(sum(w * info.get(f"loss/{name}", 0.0) for name, w in weights.items() if w))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``; a line cut off by a crash is left out.
 

@@ -308,7 +308,7 @@ def test_static_weights_multiply_the_action(make: Make) -> None:
 
 
 def test_ema_balance_divides_by_the_running_size_before_the_update(make: Make) -> None:
-    distiller = make(["label", "response"], knowledge={"ema_decay": 0.5}).distiller
+    distiller = make(["label", "response"], knowledge={"ema_decay": 0.5, "max_gain": 1e9}).distiller
     first = distiller.update(mask(1, 0))
     second = distiller.update(mask(1, 0))
     third = distiller.update(mask(0.5, 1))
@@ -318,6 +318,14 @@ def test_ema_balance_divides_by_the_running_size_before_the_update(make: Make) -
     expected = (0.25 * size[0] + 0.5 * size[1] + 1.0 * second.loss[0]) / 1.75
     assert third.scale == pytest.approx([expected, third.loss[1]], rel=1e-6)
     assert third.weight == pytest.approx([0.5 / expected, 1 / third.loss[1]], rel=1e-6)
+
+
+def test_ema_balance_multiplies_no_loss_by_more_than_its_bound(make: Make) -> None:
+    distiller = make(["label", "response"], knowledge={"max_gain": 2.0}).distiller
+    record = distiller.update(mask(1, 1))
+    assert record.loss[1] < 0.5 < record.loss[0]  # the tiny teacher's outputs are near uniform
+    assert record.scale == pytest.approx([record.loss[0], 0.5], rel=1e-6)
+    assert record.weight[1] == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("pool", [["label", "response"], ["hidden/skip", "value_relation/last_1"]])
