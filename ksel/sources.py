@@ -219,12 +219,15 @@ def frame_rows(frame: pd.DataFrame, task: Task, labelled: bool, where: str) -> R
     wanted = [task.text, task.text_pair, task.label if labelled else None]
     missing = [name for name in wanted if name is not None and name not in frame.columns]
     if missing:
-        fix = (
-            "set --custom.text, --custom.text_pair, --custom.label"
-            if task.name == "custom"
-            else "rename the columns, or use --task custom with --custom.text, --custom.text_pair, "
-            "--custom.label"
-        )
+        if not labelled:
+            fix = "rename the columns to those that the student was trained on"
+        elif task.name == "custom":
+            fix = "set --custom.text, --custom.text_pair, --custom.label"
+        else:
+            fix = (
+                "rename the columns, or use --task custom with --custom.text, --custom.text_pair, "
+                "--custom.label"
+            )
         raise UsageError(
             f"{where} has no column {', '.join(map(repr, missing))} for task {task.name}. "
             f"It has: {', '.join(map(str, frame.columns))}; {fix}."

@@ -243,7 +243,10 @@ def test_a_missing_column_is_named(
     frame = pd.read_csv(texts, sep="\t").drop(columns=["sentence2"])
     frame.to_csv(texts, sep="\t", index=False)
     assert call(run, "--input", texts) == 2
-    assert "has no column 'sentence2' for task rte" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "has no column 'sentence2' for task rte" in message
+    assert "rename the columns" in message
+    assert "--task" not in message
 
 
 def test_a_spoiled_student_is_refused(
