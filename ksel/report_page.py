@@ -349,6 +349,7 @@ def _search(run: Run) -> str:
 
 def _settings(run: Run) -> str:
     def facts(title: str, values: Mapping[str, Any]) -> str:
+        """A collapsed table of names and values."""
         if not values:
             return missing(f"{title}: missing.")
         rows = [
