@@ -53,9 +53,27 @@ class BatchingConfig:
 
 
 @dataclass
+class SpanConfig:
+    """Extractive question answering (squad, squad_v2, custom tasks of kind span)."""
+
+    stride: int = 128
+    """Tokens that two windows of a long context share (at most half of a window is used)."""
+    max_question: int = 64
+    """Longest question (tokens); longer ones are cut."""
+    max_answer: int = 30
+    """Longest answer (tokens)."""
+    n_best: int = 20
+    """Candidates for the start and for the end of an answer, per window."""
+    null_threshold: float = 0.0
+    """squad_v2: no answer is given where the score of none exceeds that of the best by more."""
+
+
+@dataclass
 class StudentConfig:
     """Shape and start of the student."""
 
+    shape: str | None = None
+    """A named shape such as 4x312 or 6x768 (see docs/methods), instead of the four sizes below."""
     layers: int | None = None
     """Transformer layers; null = half the teacher's."""
     width: int | None = None
@@ -65,8 +83,9 @@ class StudentConfig:
     feed_forward: int | None = None
     """Feed-forward width; null = the teacher's."""
     init: str = "auto"
-    """Start from teacher layers (first, skip, last), random, or a folder with a checkpoint;
-    auto = first where width and feed-forward width are the teacher's, else random."""
+    """Start from teacher layers (first, skip, last, spread, or pairs such as 1-2+2-4), random, or a
+    folder with a checkpoint; auto = first where width and feed-forward width are the teacher's,
+    else random."""
     source: Literal["auto", "pretrained", "teacher"] = "auto"
     """Weights that first, skip and last copy from: the checkpoint the teacher was fine-tuned
     from, or the fine-tuned teacher; auto = pretrained where there is one."""
@@ -96,6 +115,9 @@ class FineTuneConfig:
     """Upper bound on the updates; null = epochs decide."""
     seed: int = 0
     """Seed of head, batches and dropout; apart from --seed, so that runs share the teacher."""
+    together: bool = True
+    """Several teachers: fine-tune them together with one pooling and prediction layer that they
+    share (MT-BERT); false = each for itself."""
 
 
 @dataclass
@@ -124,13 +146,37 @@ class KnowledgeConfig:
             "value_relation/last_1",
         ]
     )
-    """Knowledge types, each kind[/matching]; the agent's action has one number for each."""
+    """Knowledge types, each kind[/matching][@teacher]; the agent's action has one number for each."""
     temperature: float = 4.0
     """Temperature T of response; the loss is T^2 KL(teacher || student)."""
+    temperature_schedule: Literal["constant", "linear", "flsw", "cwsm"] = "constant"
+    """linear: from temperature to temperature_end over a stage; flsw, cwsm: each example its own,
+    by how far the student is off (flsw) or how sure it is (cwsm)."""
+    temperature_end: float = 1.0
+    """linear: the temperature at the end of a stage."""
+    temperature_range: float = 1.0
+    """flsw, cwsm: how far an example's temperature moves from the mean (beta)."""
+    temperature_power: float = 1.0
+    """flsw: exponent of the distance between the answers of student and teacher (gamma)."""
+    confidence: bool = False
+    """Weigh each example's response by 1 / (1 + the teacher's cross-entropy) (MT-BERT)."""
+    logit_annealing: int = 0
+    """logits: number of steps in which the teacher's logits grow to their full size
+    (Annealing-KD); 0 = full size from the start."""
     normalize_cls: bool = True
     """Bring [CLS] states to unit length before cls_hidden compares them (Patient KD)."""
+    cls_reduction: Literal["sum", "mean"] = "sum"
+    """cls_hidden: sum the squared differences over layers and width (the paper), or average them
+    (the authors' code)."""
+    projection: Literal["auto", "always"] = "auto"
+    """Learned projections of the student's states: only where the widths differ, or always."""
     attention_loss: Literal["mse", "kl"] = "mse"
-    """How attention compares two attention maps."""
+    """How attention and attention_mean compare two attention maps."""
+    attention_on: Literal["maps", "scores"] = "maps"
+    """attention, attention_sum, attention_mean with mse: compare the maps, or the scores before the
+    softmax (TinyBERT)."""
+    contrastive_temperature: float = 0.1
+    """Temperature of sample_contrastive."""
     relation_heads: int | None = None
     """Heads R of query_relation, key_relation and value_relation; null = the teacher's heads."""
     balance: Literal["ema", "none"] = "ema"
@@ -142,6 +188,20 @@ class KnowledgeConfig:
     the teacher already, is left small."""
     weights: dict[str, float] = field(default_factory=dict)
     """Static weight of a knowledge type by its name, on top of the balance; missing = 1."""
+    weight_schedules: dict[str, Literal["growth", "decay"]] = field(default_factory=dict)
+    """A type's weight grows from 0, or decays to 0, linearly over each stage; missing = constant."""
+
+
+@dataclass
+class StageConfig:
+    """One stage of a run with several."""
+
+    pool: list[str] = field(default_factory=list)
+    """The knowledge types of --knowledge.pool that can be selected in this stage; [] = all."""
+    share: float = 1.0
+    """Share of the step budget; the shares of all stages add up to 1."""
+    learning_rate: float | None = None
+    """Peak learning rate; null = --optim.learning_rate."""
 
 
 @dataclass
@@ -272,6 +332,64 @@ class PPOConfig:
 
 
 @dataclass
+class DDPGConfig:
+    """Stable-Baselines3's DDPG: the deterministic actor-critic of the selection paper."""
+
+    encoder: int = 64
+    """Width of the two-layer network that each part of the observation goes through first; 0 = none."""
+    learning_rate: float = 1e-3
+    """Learning rate of actor and critic."""
+    buffer_size: int = 100_000
+    """Decisions kept for replay."""
+    learning_starts: int = 8
+    """Decisions drawn at random before the first update."""
+    batch_size: int = 32
+    """Decisions of one update."""
+    gradient_steps: int = 1
+    """Updates per decision."""
+    tau: float = 0.005
+    """Share of the networks that goes into the target networks at each update."""
+    gamma: float = 0.9
+    """Discount per decision."""
+    gamma_on: Literal["next", "reward"] = "next"
+    """next: target r + gamma Q' (the standard); reward: gamma r + Q' (as the paper is printed)."""
+    noise: float = 0.2
+    """Standard deviation of the Gaussian exploration noise on the weights."""
+    threshold: float = 0.5
+    """Hard actions: a type is on where its weight exceeds this."""
+    at_least_one: bool = True
+    """Hard actions: where none exceeds the threshold, the type with the largest weight is on."""
+    net_arch: list[int] = field(default_factory=lambda: [64, 64])
+    """Hidden widths of actor and critic."""
+
+
+@dataclass
+class BanditConfig:
+    """Bandits over the knowledge types: one type per decision."""
+
+    algorithm: Literal["exp3s", "linucb"] = "exp3s"
+    """exp3s: Exp3.S, blind to the observation; linucb: linear in the observation."""
+    learning_rate: float = 0.1
+    """exp3s: step size of the log-weights (eta)."""
+    exploration: float = 0.1
+    """exp3s: share of uniform draws (epsilon)."""
+    forgetting: float = 0.01
+    """exp3s: share of the weight spread over all types at each decision (alpha)."""
+    width: float = 1.0
+    """linucb: width of the confidence bound (alpha)."""
+    ridge: float = 1.0
+    """linucb: ridge penalty."""
+
+
+@dataclass
+class DynamicConfig:
+    """Rule of Dynamic KD: the less sure the student, the more its states are taught."""
+
+    label: float = 1.0
+    """Weight of label, where the pool has it."""
+
+
+@dataclass
 class StaticConfig:
     """One mask held for the whole run."""
 
@@ -300,9 +418,12 @@ class RunConfig:
     """ksel: distil a teacher into a small student while an agent selects the teacher's signals."""
 
     task: str = "qnli"
-    """cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, or custom (see --custom)."""
+    """cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, squad, squad_v2, or custom (see --custom)."""
     agent: str = "a2c"
-    """Who chooses the mask: a2c, ppo, static, random_hard, random_soft, annealed, round_robin."""
+    """Who chooses the mask: a2c, ppo, ddpg, bandit, static, random_hard, random_soft, annealed,
+    round_robin, dynamic."""
+    method: str | None = None
+    """A published method by name (a file of configs/methods); null = your own mix."""
     data: str | None = None
     """Folder with the task's train and dev files (parquet, csv, tsv, jsonl), or with a folder
     glue/TASK; hub = the Hugging Face hub or its cache; builtin = the generated corpus;
@@ -311,6 +432,9 @@ class RunConfig:
     """Folder or hub name of a Hugging Face encoder, with or without a head for the task;
     embedded = all-MiniLM-L6-v2 from the extra of that name; tiny = a small BERT trained on the
     spot; null = all-MiniLM-L6-v2 from the hub, then embedded, then tiny, said aloud."""
+    teachers: list[str] = field(default_factory=list)
+    """Several teachers instead of one, --teachers A B C; the student has the tokenizer of the first,
+    and kind[/matching]@2 is a signal of the second."""
     seed: int = 0
     """Seed of the splits, the student's head, the batches, and the agent."""
     out: str = "runs"
@@ -331,15 +455,22 @@ class RunConfig:
     custom: CustomTaskConfig = field(default_factory=CustomTaskConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
     batching: BatchingConfig = field(default_factory=BatchingConfig)
+    span: SpanConfig = field(default_factory=SpanConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     fine_tune: FineTuneConfig = field(default_factory=FineTuneConfig)
     signals: SignalsConfig = field(default_factory=SignalsConfig)
     knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    """Stages one after the other, each with its own pool, share of the budget and learning rate;
+    [] = one stage with all."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    ddpg: DDPGConfig = field(default_factory=DDPGConfig)
+    bandit: BanditConfig = field(default_factory=BanditConfig)
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     static: StaticConfig = field(default_factory=StaticConfig)
     random: RandomConfig = field(default_factory=RandomConfig)
     annealed: AnnealedConfig = field(default_factory=AnnealedConfig)

@@ -33,6 +33,7 @@ class Family:
     Attributes:
         layers: submodule of the encoder that lists the layers.
         query, key, value: submodules of a layer.
+        after_attention: submodule of a layer whose input is the attention output vectors.
         dropouts: names of the dropout probabilities in the configuration.
         feed_forward: name of the feed-forward width in the configuration.
         padded_positions: positions are counted from the padding id + 1, which leaves fewer.
@@ -42,6 +43,7 @@ class Family:
     query: str
     key: str
     value: str
+    after_attention: str
     dropouts: tuple[str, ...]
     feed_forward: str = "intermediate_size"
     padded_positions: bool = False
@@ -53,6 +55,7 @@ _BERT = Family(
     "attention.self.query",
     "attention.self.key",
     "attention.self.value",
+    "attention.output.dense",
     _BERT_DROPOUTS,
 )
 _ROBERTA = replace(_BERT, padded_positions=True)
@@ -67,6 +70,7 @@ FAMILIES: dict[str, Family] = {
         "attention.q_lin",
         "attention.k_lin",
         "attention.v_lin",
+        "attention.out_lin",
         ("dropout", "attention_dropout", "seq_classif_dropout"),
         "hidden_dim",
     ),
@@ -297,8 +301,8 @@ def parameter_count(model: nn.Module) -> int:
 class Tap:
     """Runs an encoder on a batch and hands out the signals that are asked for.
 
-    Query, key and value are taken by forward hooks on the modules of this instance, set for the
-    one call, so that fused attention stays on and two students never share a hook.
+    Query, key, value and attention output are taken by forward hooks on the modules of this
+    instance, set for the one call, so that fused attention stays on and two students never share a hook.
 
     Args:
         model: a classifier of one of :data:`FAMILIES`.
@@ -318,6 +322,7 @@ class Tap:
                 ("value", family.value),
             )
         }
+        self._after_attention = [layer.get_submodule(family.after_attention) for layer in layers]
 
     def __call__(self, batch: Batch, needs: Needs) -> Signals:
         """One forward pass.
@@ -335,6 +340,9 @@ class Tap:
             for layer in sorted(getattr(needs, kind)):
                 taken = getattr(signals, kind)
                 handles.append(modules[layer - 1].register_forward_hook(_keep(taken, layer)))
+        for layer in sorted(needs.attention_output):
+            hook = _keep_input(signals.attention_output, layer)
+            handles.append(self._after_attention[layer - 1].register_forward_pre_hook(hook))
         states = bool(needs.hidden or needs.cls)
         try:
             with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16):
@@ -353,5 +361,12 @@ class Tap:
 def _keep(taken: dict[int, Tensor], layer: int) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
         taken[layer] = output
+
+    return hook
+
+
+def _keep_input(taken: dict[int, Tensor], layer: int) -> Any:
+    def hook(module: nn.Module, inputs: Any) -> None:
+        taken[layer] = inputs[0]
 
     return hook

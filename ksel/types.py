@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,20 @@ class Shape:
     feed_forward: int
 
 
+@dataclass(frozen=True)
+class TeacherView:
+    """What a knowledge pool has to know of a teacher.
+
+    Attributes:
+        shape: its shape.
+        same_tokens: True if it reads the student's tokens; False if it has a tokenizer of its own,
+            so that only outputs and [CLS] states can be compared.
+    """
+
+    shape: Shape
+    same_tokens: bool = True
+
+
 @dataclass
 class Batch:
     """Tokenised examples padded to the longest of the batch.
@@ -28,7 +42,9 @@ class Batch:
         input_ids: [b, n] int64.
         attention_mask: [b, n] int64, 1 for real tokens.
         token_type_ids: [b, n] int64, or None where the model has no segments.
-        labels: [b] int64 class indices, or float32 scores for regression.
+        labels: [b] int64 class indices, float32 scores for regression, or [b, 2] int64 first and
+            last token of the answer for spans.
+        progress: share of the stage's updates done, in [0, 1); for schedules that move with it.
     """
 
     ids: Tensor
@@ -36,6 +52,7 @@ class Batch:
     attention_mask: Tensor
     token_type_ids: Tensor | None
     labels: Tensor
+    progress: float = 0.0
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -49,24 +66,19 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on another device (self if it is there already)."""
-        moved = {
-            f.name: value.to(device) if isinstance(value := getattr(self, f.name), Tensor) else None
-            for f in fields(self)
-        }
-        return Batch(**moved)  # type: ignore[arg-type]
+        return self._each(lambda tensor: tensor.to(device))
 
     def split(self, parts: int) -> list[Batch]:
         """Cut into at most ``parts`` micro-batches of nearly equal size, padding left as it is."""
         cuts = torch.arange(len(self)).tensor_split(min(parts, len(self)))
-        return [
-            Batch(
-                *(
-                    value[index] if isinstance(value := getattr(self, f.name), Tensor) else None  # type: ignore[arg-type]
-                    for f in fields(self)
-                )
-            )
-            for index in cuts
-        ]
+        return [self._each(lambda tensor, index=index: tensor[index]) for index in cuts]  # type: ignore[misc]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(
+            self,
+            **{name: change(t) for name, t in tensors.items() if isinstance(t, Tensor)},
+        )
 
 
 @dataclass
@@ -76,10 +88,13 @@ class Signals:
     Layers count from 1 = first transformer layer; 0 is the embedding output.
 
     Attributes:
-        logits: [b, classes] (regression: [b, 1]), or None if not asked for.
+        logits: [b, classes] (regression: [b, 1]; spans: [b, n, 2], the first and the last token
+            of the answer), or None if not asked for.
         cls: layer -> [b, h], the first token's state.
         hidden: layer -> [b, n, h].
         query, key, value: layer -> [b, n, h], heads concatenated, before scaling.
+        attention_output: layer -> [b, n, h], each head's weighted sum of values, heads
+            concatenated, before the output projection.
     """
 
     logits: Tensor | None = None
@@ -88,9 +103,10 @@ class Signals:
     query: dict[int, Tensor] = field(default_factory=dict)
     key: dict[int, Tensor] = field(default_factory=dict)
     value: dict[int, Tensor] = field(default_factory=dict)
+    attention_output: dict[int, Tensor] = field(default_factory=dict)
 
 
-LAYERED = ("cls", "hidden", "query", "key", "value")
+LAYERED = ("cls", "hidden", "query", "key", "value", "attention_output")
 POOLED = ("cls",)
 
 
@@ -104,6 +120,7 @@ class Needs:
     query: frozenset[int] = frozenset()
     key: frozenset[int] = frozenset()
     value: frozenset[int] = frozenset()
+    attention_output: frozenset[int] = frozenset()
 
     def __or__(self, other: Needs) -> Needs:
         layered = {name: getattr(self, name) | getattr(other, name) for name in LAYERED}

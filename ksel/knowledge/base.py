@@ -25,7 +25,7 @@ class KnowledgeType:
     """One kind of teacher signal with its loss.
 
     Attributes:
-        spec: its name, ``kind[/matching]``.
+        spec: its name, ``kind[/matching][@teacher]``.
         kind: name in the table of kinds.
         pairs: matched (student, teacher) layers; empty for kinds without layers.
         unit: what the loss is a mean over: examples, or real tokens.
@@ -33,6 +33,9 @@ class KnowledgeType:
         teacher: signals asked of the teacher; empty where no teacher is needed.
         loss: (student, teacher, batch) -> [b], each example's sum over its units, in float32
             (float64 for float64 signals), whatever the signals' precision and autocast.
+        source: number of the teacher whose signals it takes, from 0.
+        couples: True if an example's loss depends on the other examples of its batch, so that
+            micro-batches would change it.
     """
 
     spec: str
@@ -42,6 +45,8 @@ class KnowledgeType:
     student: Needs
     teacher: Needs
     loss: Loss
+    source: int = 0
+    couples: bool = False
 
 
 @dataclass(frozen=True)
