@@ -1,4 +1,4 @@
-"""Agents that do not learn: static, random_hard, random_soft, annealed, round_robin."""
+"""Agents that do not learn: static, random_hard, random_soft, annealed, round_robin, dynamic."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from typing import Any
 import numpy as np
 
 from agents.policy import HEADER, Choice, Observation, damaged, write_header
+from agents.ranges import refuse_outside_unit
+from envs.observation import GLOBAL
 from ksel.errors import UsageError, unknown_name
 
 LABEL = "label"
+ANSWERS = ("response", "logits")
+"""Kinds that teach the teacher's answers; all others but the label teach its states."""
+ENTROPY = GLOBAL.index("student_entropy")
 
 
 @dataclass
@@ -54,7 +59,7 @@ class FixedPolicy:
 
     def save(self, folder: Path) -> None:
         """Write ``policy.json``."""
-        # No shapes are recorded: a rule reads at most the first number of `training`.
+        # No shapes are recorded: a rule reads at most the global numbers of `training`.
         write_header(folder, self, "fixed", (), settings=self.settings)
 
 
@@ -113,7 +118,7 @@ def random_hard_policy(probability: float, pool: Sequence[str]) -> FixedPolicy:
     Raises:
         UsageError: the probability is outside [0, 1].
     """
-    _refuse_outside_unit("--random.probability", probability)
+    refuse_outside_unit("--random.probability", probability)
     chance = np.full(len(pool), probability)
 
     def rule(rng: np.random.Generator, decision: int, observation: Observation) -> Choice:
@@ -149,7 +154,7 @@ def annealed_policy(start: float, pool: Sequence[str]) -> FixedPolicy:
             f"--agent annealed turns from the teacher to the label, but --knowledge.pool has no "
             f"'{LABEL}' ({', '.join(pool)}). Add it, or choose another agent."
         )
-    _refuse_outside_unit("--annealed.start", start)
+    refuse_outside_unit("--annealed.start", start)
     is_label = np.array([name == LABEL for name in pool])
 
     def rule(rng: np.random.Generator, decision: int, observation: Observation) -> Choice:
@@ -173,13 +178,68 @@ def round_robin_policy(pool: Sequence[str]) -> FixedPolicy:
     )
 
 
+def dynamic_policy(label: float, pool: Sequence[str]) -> FixedPolicy:
+    """The less sure the student, the more it is taught by states instead of answers.
+
+    Dynamic KD's adjustment of objectives (Li et al., EMNLP 2021): with u in [0, 1], the student's
+    mean output entropy over log C on the batch last observed, types of the teacher's answers weigh
+    1 - u and types of its states and relations u. A type of another teacher (``kind@2``) weighs as
+    its kind does.
+
+    Args:
+        label: weight of ``label``, where the pool has it.
+        pool: names of the knowledge types.
+
+    Raises:
+        UsageError: the pool lacks types of answers or of states, or the weight is outside [0, 1].
+    """
+    refuse_one_sided(pool)
+    refuse_outside_unit("--dynamic.label", label)
+    kinds = [kind_of(name) for name in pool]
+    is_label = np.array([kind == LABEL for kind in kinds])
+    is_answer = np.array([kind in ANSWERS for kind in kinds])
+
+    def rule(rng: np.random.Generator, decision: int, observation: Observation) -> Choice:
+        if "training" not in observation:
+            raise UsageError("--env.observe: dynamic reads the entropy in 'training'; add it.")
+        unsure = float(np.clip(observation["training"][ENTROPY], 0.0, 1.0))
+        taught = np.where(is_answer, 1.0 - unsure, unsure)
+        return Choice.certain(np.where(is_label, label, taught))
+
+    return FixedPolicy("dynamic", tuple(pool), True, {"label": label}, rule)
+
+
+def kind_of(name: str) -> str:
+    """The kind of a knowledge type's name ``kind[/matching][@teacher]``."""
+    return name.partition("@")[0].partition("/")[0]
+
+
+def refuse_one_sided(pool: Sequence[str]) -> None:
+    """Refuse a pool between whose types ``dynamic`` could not shift weight.
+
+    Raises:
+        UsageError: names what is missing.
+    """
+    kinds = {kind_of(name) for name in pool}
+    for what, there, examples in (
+        ("the teacher's answers", kinds & {*ANSWERS}, "response or logits"),
+        ("the teacher's states", kinds - {*ANSWERS, LABEL}, "hidden or cls_hidden"),
+    ):
+        if not there:
+            raise UsageError(
+                f"--agent dynamic shifts weight between the teacher's answers and its states, and "
+                f"--knowledge.pool has no type of {what} ({', '.join(pool)}). Add one, such as "
+                f"{examples}, or choose another agent."
+            )
+
+
 def fixed_policy(
     agent: str, settings: Mapping[str, Any], pool: Sequence[str], soft: bool
 ) -> FixedPolicy:
     """Build a rule by the agent's name.
 
     Args:
-        agent: static, random_hard, random_soft, annealed, or round_robin.
+        agent: static, random_hard, random_soft, annealed, round_robin, or dynamic.
         settings: that agent's settings by name.
         pool: the knowledge pool.
         soft: whether actions are weights (a choice only for static).
@@ -194,6 +254,7 @@ def fixed_policy(
         "random_soft": lambda: random_soft_policy(pool),
         "annealed": lambda: annealed_policy(settings["start"], pool),
         "round_robin": lambda: round_robin_policy(pool),
+        "dynamic": lambda: dynamic_policy(settings["label"], pool),
     }
     return builders[agent]()
 
@@ -211,8 +272,3 @@ def from_header(header: dict[str, Any], folder: Path) -> FixedPolicy:
     if policy.soft != header["soft"]:
         raise damaged(folder / HEADER, f"{policy.name} has no such kind of action")
     return policy
-
-
-def _refuse_outside_unit(option: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise UsageError(f"{option} is {value}; give a number from 0 to 1.")

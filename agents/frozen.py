@@ -5,7 +5,6 @@ A frozen policy draws from the generator given to ``reset`` alone, never from to
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy, MultiInputActor
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from agents.policy import HEADER, WEIGHTS, Choice, Observation, damaged, write_header
-from ksel.files import atomic_path
+from agents.policy import (
+    HEADER,
+    Choice,
+    Observation,
+    damaged,
+    read_weights,
+    write_header,
+    write_weights,
+)
 
 ALGORITHMS = ("a2c", "ppo")
 
@@ -83,29 +89,42 @@ class SB3Policy:
         )
 
     def _tensors(self, observation: Observation) -> Tensor | dict[str, Tensor]:
-        parts = {name: observation[name] for name in self.space.spaces}
         if self.flat:
+            parts = {name: observation[name] for name in self.space.spaces}
             return torch.as_tensor(spaces.utils.flatten(self.space, parts)).unsqueeze(0)
-        return {
-            name: torch.as_tensor(part, dtype=torch.float32).unsqueeze(0)
-            for name, part in parts.items()
-        }
+        return part_tensors(observation, self.space)
 
     def save(self, folder: Path) -> None:
         """Write ``policy.safetensors``, then ``policy.json`` with its checksum."""
-        data = save_tensors(self.network.state_dict())
-        with atomic_path(folder / WEIGHTS) as temporary:
-            temporary.write_bytes(data)
+        checksum = write_weights(folder, save_tensors(self.network.state_dict()))
         write_header(
             folder,
             self,
             "stable_baselines",
-            [(name, part.shape or ()) for name, part in self.space.spaces.items()],
+            shapes_of(self.space),
             features="flat" if self.flat else "dict",
             net_arch=self.network.net_arch,
             final=self.final,
-            weights_sha256=hashlib.sha256(data).hexdigest(),
+            weights_sha256=checksum,
         )
+
+
+def part_tensors(observation: Observation, space: spaces.Dict) -> dict[str, Tensor]:
+    """The parts that a space names, each as a batch of one, [1, n] float32."""
+    return {
+        name: torch.as_tensor(observation[name], dtype=torch.float32).unsqueeze(0)
+        for name in space.spaces
+    }
+
+
+def shapes_of(space: spaces.Dict) -> list[tuple[str, tuple[int, ...]]]:
+    """The parts of an observation with their shapes, in their order."""
+    return [(name, part.shape or ()) for name, part in space.spaces.items()]
+
+
+def unbounded(parts: Sequence[tuple[str, tuple[int, ...]]]) -> spaces.Dict:
+    """The space of saved parts; bounds do not shape a network, so they are not recorded."""
+    return spaces.Dict([(name, spaces.Box(-np.inf, np.inf, shape)) for name, shape in parts])
 
 
 def action_distribution(
@@ -204,20 +223,10 @@ def from_header(header: dict[str, Any], folder: Path) -> SB3Policy:
     Raises:
         UsageError: one of them is missing or damaged, or they do not belong together.
     """
-    path = folder / WEIGHTS
+    data = read_weights(header, folder)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from error
-    try:
-        if hashlib.sha256(data).hexdigest() != header["weights_sha256"]:
-            raise damaged(path, f"its checksum is not the one in {HEADER}")
         flat = {"flat": True, "dict": False}[header["features"]]
-        # Bounds do not shape the network, so they are not recorded.
-        parts = [
-            (name, spaces.Box(-np.inf, np.inf, shape)) for name, shape in header["observation"]
-        ]
-        space = spaces.Dict(parts)
+        space = unbounded(header["observation"])
         network = build_network(
             space, len(header["pool"]), header["soft"], flat, list(header["net_arch"])
         )

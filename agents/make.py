@@ -8,10 +8,14 @@ from typing import Literal
 
 from gymnasium import spaces
 
-from agents.fixed import FixedPolicy, fixed_policy
+from agents.bandit import BanditAgent, check_bandit
+from agents.ddpg import DDPGAgent, check_ddpg
+from agents.fixed import LABEL, FixedPolicy, fixed_policy, kind_of, refuse_one_sided
+from agents.policy import Learner
 from agents.stable_baselines import SB3Agent, check_hyper_parameters
-from ksel.config import RunConfig
+from ksel.config import DDPGConfig, DynamicConfig, EnvConfig, RunConfig
 from ksel.errors import UsageError, unknown_name
+from ksel.tasks import get_task
 
 Actions = Literal["hard", "soft"]
 
@@ -25,12 +29,14 @@ class AgentInfo:
         learns: True if it learns in episodes.
         settings: fields of :class:`ksel.config.RunConfig` that it reads.
         about: one line for people.
+        observes: True if its policy needs a fresh observation at each decision.
     """
 
     actions: tuple[Actions, ...]
     learns: bool
     settings: tuple[str, ...]
     about: str
+    observes: bool
 
     @property
     def natural(self) -> Actions:
@@ -38,18 +44,31 @@ class AgentInfo:
         return self.actions[0]
 
 
+BOTH: tuple[Actions, ...] = ("hard", "soft")
+
 AGENTS: dict[str, AgentInfo] = {
     "a2c": AgentInfo(
-        ("hard", "soft"), True, ("a2c", "episodes"), "advantage actor-critic (Stable-Baselines3)"
+        BOTH, True, ("a2c", "episodes"), "advantage actor-critic (Stable-Baselines3)", True
     ),
     "ppo": AgentInfo(
-        ("hard", "soft"), True, ("ppo", "episodes"), "proximal policies (Stable-Baselines3)"
+        BOTH, True, ("ppo", "episodes"), "proximal policies (Stable-Baselines3)", True
     ),
-    "static": AgentInfo(("hard", "soft"), False, ("static",), "one mask for the whole run"),
-    "random_hard": AgentInfo(("hard",), False, ("random",), "each bit drawn anew"),
-    "random_soft": AgentInfo(("soft",), False, (), "each weight drawn anew, uniform in [0, 1]"),
-    "annealed": AgentInfo(("soft",), False, ("annealed",), "from the teacher to the label"),
-    "round_robin": AgentInfo(("hard",), False, (), "one type after the other"),
+    "ddpg": AgentInfo(
+        BOTH, True, ("ddpg", "episodes"), "deterministic actor-critic (Stable-Baselines3)", True
+    ),
+    "bandit": AgentInfo(
+        ("hard",), True, ("bandit", "episodes"), "one type at a time: Exp3.S, LinUCB", True
+    ),
+    "static": AgentInfo(BOTH, False, ("static",), "one mask for the whole run", False),
+    "random_hard": AgentInfo(("hard",), False, ("random",), "each bit drawn anew", False),
+    "random_soft": AgentInfo(
+        ("soft",), False, (), "each weight drawn anew, uniform in [0, 1]", False
+    ),
+    "annealed": AgentInfo(("soft",), False, ("annealed",), "from the teacher to the label", False),
+    "round_robin": AgentInfo(("hard",), False, (), "one type after the other", False),
+    "dynamic": AgentInfo(
+        ("soft",), False, ("dynamic",), "states while the student is unsure, then answers", True
+    ),
 }
 
 
@@ -128,11 +147,65 @@ def check_settings(config: RunConfig) -> None:
             for option, names in readers.items()
         )
         raise UsageError(f"{listed}. Leave it out, or choose an agent that reads it.")
-    resolve_actions(config.agent, config.env.actions)
+    soft = resolve_actions(config.agent, config.env.actions)
     if config.agent == "annealed" and "training" not in config.env.observe:
         raise UsageError("--env.observe: annealed reads its progress from 'training'; add it.")
     if config.agent in ("a2c", "ppo"):
         check_hyper_parameters(config.agent, getattr(config, config.agent))
+    if config.agent == "ddpg":
+        _check_ddpg(config, soft)
+    if config.agent == "bandit":
+        _check_bandit(config)
+    if config.agent == "dynamic":
+        _check_dynamic(config)
+
+
+def _check_ddpg(config: RunConfig, soft: bool) -> None:
+    check_ddpg(config.ddpg)
+    for name in ("threshold", "at_least_one") if soft else ():
+        if getattr(config.ddpg, name) != getattr(DDPGConfig(), name):
+            raise UsageError(
+                f"--ddpg.{name} is not used with soft actions, which are the weights themselves. "
+                f"Leave it out, or set --env.actions hard."
+            )
+    _refuse_mode(config, "ddpg")
+
+
+def _check_bandit(config: RunConfig) -> None:
+    check_bandit(config.bandit)
+    if config.bandit.algorithm == "linucb":
+        _refuse_mode(config, "bandit with linucb")
+    elif config.env.observe != EnvConfig().observe:
+        raise UsageError(
+            "--env.observe is not used by --bandit.algorithm exp3s, which is blind to the "
+            "observation. Leave it out, or set --bandit.algorithm linucb."
+        )
+
+
+def _refuse_mode(config: RunConfig, agent: str) -> None:
+    if config.episodes.final == "mode":
+        raise UsageError(
+            f"--episodes.final mode has no effect on --agent {agent}: its frozen policy draws "
+            f"nothing. Leave it out."
+        )
+
+
+def _check_dynamic(config: RunConfig) -> None:
+    if "training" not in config.env.observe:
+        raise UsageError("--env.observe: dynamic reads the entropy in 'training'; add it.")
+    custom = config.custom.kind == "auto" and not config.custom.labels
+    if custom if config.task == "custom" else get_task(config.task).is_regression:
+        raise UsageError(
+            f"--agent dynamic weighs by the entropy of the student's answers, and the scores of "
+            f"--task {config.task} have none. Choose another agent, or a task with classes."
+        )
+    refuse_one_sided(config.knowledge.pool)
+    kinds = [kind_of(name) for name in config.knowledge.pool]
+    if LABEL not in kinds and config.dynamic != DynamicConfig():
+        raise UsageError(
+            f"--dynamic.label is not used: --knowledge.pool has no '{LABEL}'. Leave it out, or "
+            f"add '{LABEL}' to the pool."
+        )
 
 
 def make_agent(
@@ -140,7 +213,7 @@ def make_agent(
     pool: Sequence[str],
     observation_space: spaces.Dict,
     action_space: spaces.Space,
-) -> FixedPolicy | SB3Agent:
+) -> FixedPolicy | Learner:
     """Build the run's agent.
 
     Args:
@@ -150,7 +223,7 @@ def make_agent(
         action_space: ``MultiBinary(K)`` (hard) or ``Box(0, 1, (K,))`` (soft).
 
     Returns:
-        A policy that is ready, or, where ``learns``, an agent whose ``learn`` makes one.
+        A policy that is ready, or, where ``learns``, a learner whose ``learn`` makes one.
 
     Raises:
         UsageError: unknown agent, settings it does not read or cannot work with, or an action
@@ -160,8 +233,13 @@ def make_agent(
     soft = isinstance(action_space, spaces.Box)
     resolve_actions(config.agent, "soft" if soft else "hard")
     info = get_agent(config.agent)
-    if info.learns:
+    if config.agent in ("a2c", "ppo"):
         return SB3Agent(config, pool, observation_space, action_space)
+    if config.agent == "ddpg":
+        _check_ddpg(config, soft)
+        return DDPGAgent(config, pool, observation_space, action_space)
+    if config.agent == "bandit":
+        return BanditAgent(config, pool, observation_space)
     settings = {
         field.name: getattr(getattr(config, group), field.name)
         for group in info.settings

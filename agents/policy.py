@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import gymnasium as gym
 import numpy as np
 
 from ksel.errors import UsageError
-from ksel.files import write_json
+from ksel.files import atomic_path, write_json
 
 FORMAT = 1
 HEADER = "policy.json"
 WEIGHTS = "policy.safetensors"
 
 Observation = Mapping[str, np.ndarray]
+OnStep = Callable[[np.ndarray, float], None]
+"""(probabilities, log-probability) of a decision just taken; see :class:`Choice`."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,50 @@ class Policy(Protocol):
         """Write ``policy.json`` (and ``policy.safetensors``) into the folder."""
 
 
+@runtime_checkable
+class Learner(Protocol):
+    """Learns to choose actions in episodes of an environment, then is frozen.
+
+    Attributes:
+        name: the agent, as in ``--agent``.
+        soft: True if actions are weights, False if they are bits.
+        learns: always True.
+        pool: names of the knowledge types, in the order of the action.
+        learned: True once there is a policy to take, even of a search that was cut short.
+    """
+
+    name: str
+    soft: bool
+    learns: bool
+    pool: tuple[str, ...]
+
+    @property
+    def learned(self) -> bool:
+        """True once :meth:`frozen` has something to give."""
+        ...
+
+    def learn(
+        self,
+        env: gym.Env,
+        decisions: int,
+        *,
+        seed: int,
+        logger_folder: Path | None = None,
+        on_step: OnStep | None = None,
+        progress: Callable[[int], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> int:
+        """Learn from ``decisions`` steps; returns the number taken."""
+        ...
+
+    def frozen(self) -> Policy:
+        """The policy as it is now; learning further does not change it."""
+        ...
+
+    def save_extra(self, folder: Path) -> None:
+        """Write files for users of the library behind the agent, if there is one."""
+
+
 def load_policy(
     folder: Path, *, pool: Sequence[str], observation: Mapping[str, tuple[int, ...]]
 ) -> Policy:
@@ -83,13 +131,15 @@ def load_policy(
         UsageError: a file is missing, damaged or of an unknown format, or the policy does not
             fit the pool or the observation (the message names the differences).
     """
-    # Here, because both modules build on this one.
-    from agents import fixed, frozen
+    # Here, because all these modules build on this one.
+    from agents import bandit, deterministic, fixed, frozen
 
     header = read_header(folder)
     loaders: dict[str, Callable[[dict[str, Any], Path], Policy]] = {
         "fixed": fixed.from_header,
         "stable_baselines": frozen.from_header,
+        "ddpg": deterministic.from_header,
+        "bandit": bandit.from_header,
     }
     if header["kind"] not in loaders:
         raise damaged(folder / HEADER, f"unknown kind of policy '{header['kind']}'")
@@ -124,6 +174,29 @@ def write_header(
         **more,
     }
     write_json(folder / HEADER, header)
+
+
+def write_weights(folder: Path, data: bytes) -> str:
+    """Write ``policy.safetensors``; the SHA-256 of it belongs into ``policy.json``."""
+    with atomic_path(folder / WEIGHTS) as temporary:
+        temporary.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_weights(header: Mapping[str, Any], folder: Path) -> bytes:
+    """Read ``policy.safetensors`` and compare it with its checksum in ``policy.json``.
+
+    Raises:
+        UsageError: it is missing or not the file that the header was written for.
+    """
+    path = folder / WEIGHTS
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from error
+    if hashlib.sha256(data).hexdigest() != header.get("weights_sha256"):
+        raise damaged(path, f"its checksum is not the one in {HEADER}")
+    return data
 
 
 def read_header(folder: Path) -> dict[str, Any]:

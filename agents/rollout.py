@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.policy import Policy
-from agents.stable_baselines import SB3Agent
+from agents.policy import Learner, Policy
 from envs.recording import Recorder
 
 SEARCH_SEED = 1_000_003
@@ -38,7 +37,7 @@ class Played:
 
 
 def search(
-    agent: SB3Agent,
+    agent: Learner,
     env: Recorder,
     episodes: int,
     decisions: int,
@@ -55,7 +54,7 @@ def search(
         episodes: number of episodes.
         decisions: decisions of one episode.
         seed: the run's seed.
-        logger_folder: where Stable-Baselines3 logs; None = nowhere.
+        logger_folder: where the agent logs for TensorBoard; None = nowhere.
         stop: asked after each decision; True ends the search.
     """
     start, recording = time.perf_counter(), env.recording_seconds
@@ -76,12 +75,18 @@ def search(
     return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
 
 
+def measuring(measure: bool, observe: bool | None) -> dict[str, bool]:
+    """Options of the environment's ``reset``; what is measured is observed too."""
+    return {"measure": measure, "observe": measure if observe is None else observe}
+
+
 def play(
     policy: Policy,
     env: Recorder,
     *,
     seed: int,
     measure: bool,
+    observe: bool | None = None,
     on_update: Callable[[int], None] | None = None,
 ) -> Played:
     """One episode of a policy that does not learn any more.
@@ -91,10 +96,11 @@ def play(
         env: records the decisions.
         seed: seed of batches and policy; the same seed gives the same batches to every policy.
         measure: measure rewards (and the observation that comes with them).
+        observe: show the policy a fresh observation at each decision; None = as ``measure``.
         on_update: called with the updates done after each decision, e.g. to evaluate.
     """
     begun, done, inside = len(env.rewards), env.updates_done, env.seconds
-    observation, _ = env.reset(seed=seed, options={"measure": measure})
+    observation, _ = env.reset(seed=seed, options=measuring(measure, observe))
     policy.reset(np.random.default_rng([seed, 5]))
     agent_seconds, decisions, terminated = 0.0, 0, False
     reason = None

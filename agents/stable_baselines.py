@@ -33,6 +33,13 @@ from agents.frozen import (
     policy_class,
     probabilities,
 )
+from agents.policy import OnStep
+from agents.ranges import (
+    refuse_bad_widths,
+    refuse_below,
+    refuse_not_positive,
+    refuse_outside_unit,
+)
 from ksel.config import A2CConfig, PPOConfig, RunConfig
 from ksel.errors import UsageError
 from ksel.files import atomic_path
@@ -42,7 +49,7 @@ ALGORITHMS: dict[str, type[A2C] | type[PPO]] = {"a2c": A2C, "ppo": PPO}
 # Stable-Baselines3's own start, mean 0 and deviation 1, would cut half of the first weights off at 0.
 SOFT_LOG_STD = -1.0
 
-OnStep = Callable[[np.ndarray, float], None]
+SB3_ZIP = "stable_baselines3.zip"
 
 
 class SB3Agent:
@@ -74,6 +81,11 @@ class SB3Agent:
         self.soft = isinstance(action_space, spaces.Box)
         self.model: OnPolicyAlgorithm | None = None
         check_hyper_parameters(self.name, self.settings)
+
+    @property
+    def learned(self) -> bool:
+        """True once there is a policy to take."""
+        return self.model is not None
 
     def learn(
         self,
@@ -119,11 +131,9 @@ class SB3Agent:
             )
         length = min(self.settings.n_steps, decisions)
         self.model = model = self._build_model(env, length, seed)
-        logger = (
-            configure(str(logger_folder), ["tensorboard"]) if logger_folder else Logger(None, [])
-        )
+        logger = start_logger(logger_folder)
         model.set_logger(logger)
-        watch = _Watch(on_step, progress, stop)
+        watch = Watch(_explain, on_step, progress, stop)
         last = length + decisions % length
         try:
             if decisions > last:
@@ -184,35 +194,63 @@ class SB3Agent:
         """
         if self.model is None:
             raise RuntimeError("call learn() before save_sb3_zip()")
-        with atomic_path(path) as temporary:
-            self.model.save(temporary)
+        write_zip(self.model, path)
+
+    def save_extra(self, folder: Path) -> None:
+        """Write the zip under its usual name; see :meth:`save_sb3_zip`."""
+        self.save_sb3_zip(folder / SB3_ZIP)
 
 
-class _Watch(BaseCallback):
-    """Hands each decision's probabilities on, counts, and stops on demand."""
+class Watch(BaseCallback):
+    """Hands each decision's probabilities on, counts, and stops on demand.
+
+    Args:
+        explain: given this callback, (probabilities, log-probability) of the action just taken.
+        on_step, progress, stop: as in :meth:`SB3Agent.learn`.
+
+    Attributes:
+        stopped: True once ``stop`` has said so.
+    """
 
     def __init__(
         self,
+        explain: Callable[[BaseCallback], tuple[np.ndarray, float]],
         on_step: OnStep | None,
         progress: Callable[[int], None] | None,
         stop: Callable[[], bool] | None,
     ) -> None:
         super().__init__()
+        self.explain = explain
         self.on_step_done, self.progress, self.stop = on_step, progress, stop
         self.stopped = False
 
     def _on_step(self) -> bool:
         if self.on_step_done is not None:
-            network = actor_critic(self.model)
-            # `obs_tensor` is what the action was drawn for; `clipped_actions` what was executed.
-            center, spread = action_distribution(network, self.locals["obs_tensor"])
-            action = np.asarray(self.locals["clipped_actions"][0], np.float32)
-            soft = isinstance(network.action_space, spaces.Box)
-            self.on_step_done(probabilities(center, soft), log_probability(action, center, spread))
+            self.on_step_done(*self.explain(self))
         if self.progress is not None:
             self.progress(self.num_timesteps)
         self.stopped = self.stop is not None and self.stop()
         return not self.stopped
+
+
+def _explain(watch: BaseCallback) -> tuple[np.ndarray, float]:
+    network = actor_critic(watch.model)
+    # `obs_tensor` is what the action was drawn for; `clipped_actions` what was executed.
+    center, spread = action_distribution(network, watch.locals["obs_tensor"])
+    action = np.asarray(watch.locals["clipped_actions"][0], np.float32)
+    soft = isinstance(network.action_space, spaces.Box)
+    return probabilities(center, soft), log_probability(action, center, spread)
+
+
+def start_logger(folder: Path | None) -> Logger:
+    """Where Stable-Baselines3's figures go: TensorBoard events in a folder, or nowhere."""
+    return configure(str(folder), ["tensorboard"]) if folder else Logger(None, [])
+
+
+def write_zip(model: BaseAlgorithm, path: Path) -> None:
+    """Write Stable-Baselines3's own file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        model.save(temporary)
 
 
 def actor_critic(model: BaseAlgorithm) -> ActorCriticPolicy:
@@ -237,22 +275,14 @@ def check_hyper_parameters(agent: str, settings: A2CConfig | PPOConfig) -> None:
         # The deviation of a single advantage is not a number.
         least |= {"n_steps": 2, "batch_size": 2}
     for name, bound in least.items():
-        if getattr(settings, name, bound) < bound:
-            raise UsageError(
-                f"--{agent}.{name} is {getattr(settings, name)}; give {bound} or more"
-                + (f" (or --{agent}.normalize_advantage false)." if bound == 2 else ".")
-            )
+        instead = f" (or --{agent}.normalize_advantage false)" if bound == 2 else ""
+        refuse_below(f"--{agent}.{name}", getattr(settings, name, bound), bound, instead)
     for name in ("learning_rate", "max_grad_norm", "clip_range"):
-        if not getattr(settings, name, 1.0) > 0:
-            raise UsageError(f"--{agent}.{name} is {getattr(settings, name)}; give more than 0.")
+        refuse_not_positive(f"--{agent}.{name}", getattr(settings, name, 1.0))
     if not 0.0 < settings.start < 1.0:
         raise UsageError(
             f"--{agent}.start is {settings.start}; give a number between 0 and 1, such as 0.85."
         )
     for name in ("gamma", "gae_lambda"):
-        if not 0.0 <= getattr(settings, name) <= 1.0:
-            raise UsageError(
-                f"--{agent}.{name} is {getattr(settings, name)}; give a number from 0 to 1."
-            )
-    if any(width < 1 for width in settings.net_arch):
-        raise UsageError(f"--{agent}.net_arch has a width below 1; give positive widths.")
+        refuse_outside_unit(f"--{agent}.{name}", getattr(settings, name))
+    refuse_bad_widths(f"--{agent}.net_arch", settings.net_arch)

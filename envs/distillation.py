@@ -20,6 +20,7 @@ from ksel.evaluation import objective_value, predict_logits, score
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, pick_device, prepare
+from ksel.stages import decision_count, stage_ends
 
 DIVERGED_REWARD = -1.0
 
@@ -38,6 +39,7 @@ class EnvSnapshot:
     decision: int
     updates: int
     measuring: bool
+    observing: bool
     running: bool
     cls: dict[str, np.ndarray]
 
@@ -62,7 +64,9 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     ## Action Space
     ``MultiBinary(K)`` (hard): bit k switches knowledge type k; any array-like, on means > 0.5.
     ``Box(0, 1, (K,))`` (soft): the weight of type k; values outside are cut to the range.
-    The empty action is legal: the step is spent, nothing moves.
+    The empty action is legal: the step is spent, nothing moves. In a run with stages the types
+    that the current stage does not allow are off, whatever the action says; a decision ends with
+    its stage, if ``env.phase_steps`` is not up by then.
 
     ## Observation Space
     ``Dict``; ``training`` is always there unless ``env.observe`` leaves it out:
@@ -105,8 +109,9 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     | soft | actions are weights; default: as ``env.actions`` says, auto = hard |
     | updates | step budget of an episode; default: that of the settings |
 
-    ``reset(options={"updates": n, "measure": False})`` sets the budget for one episode, or switches
-    measuring (rewards are then 0 and the reward split is not touched).
+    ``reset(options={"updates": n, "measure": False, "observe": True})`` sets the budget for one
+    episode, and switches measuring (without it rewards are 0 and the reward split is not touched)
+    and observing (default: as ``measure``; what is measured is observed too).
 
     ## Version History
     * v0: first version.
@@ -166,10 +171,11 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         """
         super().reset(seed=seed)
         options = options or {}
-        unknown = set(options) - {"updates", "measure"}
+        unknown = set(options) - {"updates", "measure", "observe"}
         if unknown:
             raise UsageError(
-                f"DistillationEnv.reset: unknown options {sorted(unknown)}; known: updates, measure."
+                f"DistillationEnv.reset: unknown options {sorted(unknown)}; known: updates, "
+                f"measure, observe."
             )
         updates = options.get("updates", self.updates)
         if not isinstance(updates, int | np.integer) or updates < 1:
@@ -178,6 +184,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             )
         self._updates = int(updates)
         self._measuring = bool(options.get("measure", True))
+        self._observing = self._measuring or bool(options.get("observe", False))
         self.distiller.reset(int(self.np_random.integers(2**31)), self._updates)
         self._life = self.distiller.life
         self._features = Features(len(self.pool_names))
@@ -190,8 +197,9 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             if name != "training"
         }
         self._objective = self._initial = math.nan
-        if self._measuring:
+        if self._observing:
             self._see(self.distiller.observe())
+        if self._measuring:
             self._objective = self._initial = self._value(self._reward_logits())
         self._running = True
         return self._observation(), {"update": 0, **self._objective_info()}
@@ -252,6 +260,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             self._decision,
             self._updates,
             self._measuring,
+            self._observing,
             self._running,
             {name: value.copy() for name, value in self._cls.items()},
         )
@@ -269,7 +278,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.np_random.bit_generator.state = state.random
         self._objective, self._initial = state.objective, state.initial
         self._decision, self._updates = state.decision, state.updates
-        self._measuring = state.measuring
+        self._measuring, self._observing = state.measuring, state.observing
         self._cls = {name: value.copy() for name, value in state.cls.items()}
         self._running = state.running
         return self._observation()
@@ -288,7 +297,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return self._features.training()
 
     def as_mask(self, action: Any) -> np.ndarray:
-        """The action as it is carried out, [K] float32.
+        """The action as it would be carried out now, [K] float32.
 
         Raises:
             UsageError: the wrong number of entries, or one that is not finite.
@@ -302,16 +311,22 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
                 f"DistillationEnv.step: the action must be {len(self.pool_names)} finite numbers, "
                 f"one for each of {', '.join(self.pool_names)}; it was {action!r}."
             )
-        return np.clip(values, 0.0, 1.0) if self.soft else (values > 0.5).astype(np.float32)
+        asked = np.clip(values, 0.0, 1.0) if self.soft else (values > 0.5).astype(np.float32)
+        return asked * self.distiller.allowed.astype(np.float32)
+
+    def decisions(self) -> int:
+        """Decisions of an episode with the budget ``updates``."""
+        ends = stage_ends(self.distiller.shares, self.updates)
+        return decision_count(ends, self.settings.phase_steps)
 
     def _hold(self, mask: np.ndarray) -> list[Update]:
-        remaining = self._updates - self.distiller.cursor
+        remaining = self.distiller.place.end - self.distiller.cursor
         count = min(self.settings.phase_steps, remaining)
         updates = []
         for number in range(count):
-            observe = self._measuring and number == count - 1
+            observe = self._observing and number == count - 1
             updates.append(self.distiller.update(mask, observe=observe))
-        if self._measuring:
+        if self._observing:
             self._see(updates[-1])
         return updates
 

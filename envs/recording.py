@@ -67,6 +67,7 @@ class Recorder(gym.Wrapper):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take a decision and record it; see :meth:`DistillationEnv.step`."""
         start = time.perf_counter()
+        mask = self.inner.as_mask(action)  # before the step: the next one may be another stage
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.seconds += time.perf_counter() - start
         played = time.perf_counter()
@@ -75,7 +76,6 @@ class Recorder(gym.Wrapper):
         if self._decision == 0:
             self.rewards.append(0.0)
         self.rewards[-1] += reward
-        mask = self.inner.as_mask(action)
         paid = reward if measured else math.nan
         self.writer.add(self._row(mask, paid, terminated, info))
         self.updates_done += info["update"] - self._update

@@ -19,7 +19,7 @@ class DropScale:
 
     ``running`` divides by the root mean square of the drops so far, this one included.
     ``quantile`` maps the range between the 20 % and the 80 % quantile to [-1, 1] and cuts the
-    rest (Graves et al. 2017, section 3.4). ``none`` leaves the drop.
+    rest (Graves et al. 2017). ``none`` leaves the drop.
 
     Attributes:
         mode: ``running``, ``quantile`` or ``none``.

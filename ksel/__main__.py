@@ -13,6 +13,7 @@ COMMANDS = {
     "run": "distil a student while an agent selects the teacher's signals",
     "replay": "validate a run, or play its schedule or policy on another seed, student or task",
     "predict": "write a run's predictions for a file of examples",
+    "sweep": "run a grid of settings; one table and one plot",
     "report": "write a run's report.html",
 }
 """Command -> one line; each is a module of this package with a ``main(argv)``."""

@@ -23,6 +23,7 @@ from ksel.errors import UsageError
 from ksel.files import atomic_folder, write_json, write_text
 from ksel.settings import config_to_yaml
 from ksel.setup import Setup
+from ksel.tasks import Task
 
 VERSIONS_OF = (
     "ksel",
@@ -129,7 +130,7 @@ def model_card(setup: Setup, card: Mapping[str, Any]) -> str:
         if setup.builtin
         else ""
     )
-    labels = ", ".join(task.labels) if task.labels else f"a score in {list(task.score_range)}"
+    windows = f" in {len(setup.train):,} windows" if task.is_span else ""
     start = (
         f"layers {', '.join(str(t) for _, t in setup.plan.layer_map)} of the {setup.plan.source} "
         f"model ({setup.plan.init})"
@@ -138,7 +139,7 @@ def model_card(setup: Setup, card: Mapping[str, Any]) -> str:
     )
     return f"""---
 library_name: transformers
-pipeline_tag: text-classification
+pipeline_tag: {"question-answering" if task.is_span else "text-classification"}
 tags: [knowledge-distillation, ksel]
 ---
 # {task.name} student, distilled by ksel
@@ -147,8 +148,8 @@ A {setup.student.config.model_type} encoder of {shape.layers} layers, width {sha
 {card["teacher"]}. At each training step the agent `{card["agent"]}` chose which of the teacher's
 signals to transfer, out of: {", ".join(setup.pool.names)}.
 
-* Task: {task.name}; output: {labels}.
-* Data: {setup.origin}; {len(setup.train):,} training rows, {len(setup.reward):,} rows of the training file kept for rewards.
+* Task: {task.name}; output: {_output(task)}.
+* Data: {setup.origin}; {setup.train.num_examples:,} training rows{windows}, {setup.reward.num_examples:,} rows of the training file kept for rewards.
 * Start: {start}.
 * Updates: {_updates(card["updates"], setup.updates)}, batch {setup.config.batching.size}, learning rate {setup.config.optim.learning_rate:g}, seed {setup.config.seed}.
 
@@ -158,6 +159,13 @@ signals to transfer, out of: {", ".join(setup.pool.names)}.
 
 The settings of the run are in `config.yaml` beside this folder, the schedule in `schedule.parquet`.
 """
+
+
+def _output(task: Task) -> str:
+    if task.is_span:
+        none = "; the first token stands for no answer" if task.unanswerable else ""
+        return f"for each token, how well the answer starts and ends there{none}"
+    return ", ".join(task.labels) or f"a score in {list(task.score_range)}"
 
 
 def _updates(done: int, budget: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from functools import reduce
 
 from ksel.config import RunConfig
@@ -50,6 +51,11 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("annealed.start", 0, 1, False),
     ("episodes.count", 1, math.inf, False),
     ("episodes.share", 0, 1, True),
+    ("span.stride", 0, math.inf, False),
+    ("span.max_question", 1, math.inf, False),
+    ("span.max_answer", 1, math.inf, False),
+    ("span.n_best", 1, math.inf, False),
+    ("span.null_threshold", -math.inf, math.inf, False),
 )
 
 
@@ -96,6 +102,16 @@ USED_WITH: tuple[tuple[str, str, tuple[object, ...]], ...] = (
 
 def _refuse_unused(config: RunConfig) -> None:
     """Refuse a setting that another one puts out of use."""
+    _refuse_unused_spans(config)
+    if config.teacher is not None and config.teachers:
+        raise UsageError(
+            "--teacher and --teachers: give one of them. Several teachers are --teachers A B C."
+        )
+    if not config.fine_tune.together and len(config.teachers) < 2:
+        raise UsageError(
+            "--fine_tune.together: not used with one teacher. Leave it out, or name several with "
+            "--teachers A B C."
+        )
     for option, decides, values in USED_WITH:
         chosen = _get(config, decides)
         if chosen not in values and _get(config, option) != _get(RunConfig(), option):
@@ -121,18 +137,48 @@ FOR_LEARNERS = (
 """Settings of the environment that only an agent that learns makes use of."""
 
 
-def check_unrewarded(config: RunConfig) -> None:
+def check_unrewarded(config: RunConfig, *, observes: bool) -> None:
     """Refuse settings of rewards and observations for an agent that does not learn from them.
+
+    Args:
+        config: the run.
+        observes: True if the agent's rule reads the observation.
 
     Raises:
         UsageError: names the option.
     """
     for name in FOR_LEARNERS:
+        if name == "observe" and observes:
+            continue
         if getattr(config.env, name) != getattr(RunConfig().env, name):
             raise UsageError(
                 f"--env.{name}: not used with --agent {config.agent}, which does not learn: "
-                f"nothing is rewarded or observed. Leave it out, or choose a2c or ppo."
+                f"nothing is rewarded or observed. Leave it out, or choose one that learns, such as a2c."
             )
+
+
+def _refuse_unused_spans(config: RunConfig) -> None:
+    """Refuse settings of spans where the task has none."""
+    if config.task == "custom":
+        spans, both = config.custom.kind != "auto", config.custom.kind == "span_v2"
+    else:
+        task = get_task(config.task)
+        spans, both = task.is_span, task.unanswerable
+    given = [f.name for f in fields(config.span) if _differs(config, f"span.{f.name}")]
+    if given and not spans:
+        raise UsageError(
+            f"--span.{given[0]}: not used with --task {config.task}, which has no spans. Leave it "
+            f"out, or choose squad or squad_v2."
+        )
+    if "null_threshold" in given and not both:
+        raise UsageError(
+            f"--span.null_threshold: not used with --task {config.task}, whose questions all have "
+            f"an answer. Leave it out, or choose squad_v2."
+        )
+
+
+def _differs(config: RunConfig, option: str) -> bool:
+    return _get(config, option) != _get(RunConfig(), option)
 
 
 def _get(config: RunConfig, option: str) -> object:

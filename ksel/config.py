@@ -10,12 +10,15 @@ from typing import Literal
 class CustomTaskConfig:
     """A task of your own (with --task custom and --data DIR)."""
 
+    kind: Literal["auto", "span", "span_v2"] = "auto"
+    """auto: classes where --custom.labels names them, else scores; span: the label is a part of the
+    second text that answers the first, as in squad; span_v2: some questions have no answer."""
     text: str = "text"
-    """Column of the text, or of the first text of a pair."""
+    """Column of the text, of the first text of a pair, or of the question."""
     text_pair: str | None = None
-    """Column of the second text; null for single texts."""
+    """Column of the second text, or of the context of the question; null for single texts."""
     label: str = "label"
-    """Column of the label: class numbers, class names, or scores."""
+    """Column of the label: class numbers, class names, scores, or answers."""
     labels: list[str] = field(default_factory=list)
     """Names of the classes in the order of their numbers; empty for regression."""
     metrics: list[str] = field(default_factory=lambda: ["accuracy"])
@@ -342,7 +345,7 @@ class DDPGConfig:
     buffer_size: int = 100_000
     """Decisions kept for replay."""
     learning_starts: int = 8
-    """Decisions drawn at random before the first update."""
+    """Decisions drawn uniformly before the first update."""
     batch_size: int = 32
     """Decisions of one update."""
     gradient_steps: int = 1
@@ -368,13 +371,13 @@ class BanditConfig:
     """Bandits over the knowledge types: one type per decision."""
 
     algorithm: Literal["exp3s", "linucb"] = "exp3s"
-    """exp3s: Exp3.S, blind to the observation; linucb: linear in the observation."""
+    """exp3s: Exp3.S, blind to the observation; linucb: LinUCB, linear in the observation."""
     learning_rate: float = 0.1
     """exp3s: step size of the log-weights (eta)."""
     exploration: float = 0.1
     """exp3s: share of uniform draws (epsilon)."""
-    forgetting: float = 0.01
-    """exp3s: share of the weight spread over all types at each decision (alpha)."""
+    forgetting: float = 0.003
+    """exp3s: share of a type's weight that goes to the others at each decision (alpha)."""
     width: float = 1.0
     """linucb: width of the confidence bound (alpha)."""
     ridge: float = 1.0
@@ -383,7 +386,7 @@ class BanditConfig:
 
 @dataclass
 class DynamicConfig:
-    """Rule of Dynamic KD: the less sure the student, the more its states are taught."""
+    """Rule of Dynamic KD: the less sure the student, the more it is taught by the teacher's states."""
 
     label: float = 1.0
     """Weight of label, where the pool has it."""

@@ -9,12 +9,38 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from ksel.sources import Rows
+from ksel.rows import Rows
+from ksel.span_corpus import span_rows
 from ksel.tasks import Task
+from ksel.words import (
+    ADJECTIVES,
+    ANSWERS,
+    BLAME,
+    CLAIMS,
+    DEEDS,
+    DENIED,
+    GENERAL,
+    LINKS,
+    MANY,
+    NO_ANSWER,
+    NOUNS,
+    ONE,
+    PHRASES,
+    PLAIN,
+    PRAISE,
+    QUESTIONS,
+    SHOW,
+    THINGS,
+    VERBS,
+    Rng,
+    capital,
+    other,
+    pick,
+)
 
 CORPUS_NAME = "ksel-corpus-v1"
 """Name and version; a change of any generated row needs a new version."""
@@ -27,154 +53,27 @@ TOPIC_DIFFERS = 0.1
 NO_ANSWER_SHARE = 0.5
 """Share of the questions without a fitting sentence whose sentence holds no answer at all."""
 
-Words = tuple[str, ...]
-
-
-def _words(text: str) -> Words:
-    return tuple(text.split())
-
-
-THINGS: dict[str, Words] = {
-    "music": _words(
-        "song opera symphony ballad concerto waltz melody anthem sonata choir violin "
-        "piano trumpet flute guitar orchestra"
-    ),
-    "kitchen": _words(
-        "soup bread cake stew pie salad omelette pudding sauce pizza roast curry noodle "
-        "dumpling pancake broth"
-    ),
-    "medicine": _words(
-        "patient disease fever infection wound vaccine tumor surgery clinic hospital "
-        "injury virus medicine therapy drug diagnosis"
-    ),
-    "space": _words(
-        "planet comet star galaxy rocket satellite telescope moon asteroid orbit nebula "
-        "probe meteor eclipse spacecraft observatory"
-    ),
-}
-"""Topic -> things."""
-
-DEEDS: dict[str, Words] = {
-    "music": _words("composed sung performed rehearsed conducted tuned hummed played"),
-    "kitchen": _words("cooked baked fried seasoned boiled tasted stirred grilled"),
-    "medicine": _words("treated cured diagnosed examined vaccinated healed bandaged prescribed"),
-    "space": _words("observed photographed orbited discovered tracked mapped sighted scanned"),
-}
-"""Topic -> what is done to its things."""
-
-GENERAL: dict[str, Words] = {
-    "music": ("tune", "composition"),
-    "kitchen": ("dish", "meal"),
-    "medicine": ("ailment", "medical case"),
-    "space": ("celestial object", "heavenly body"),
-}
-"""Topic -> what a text calls one of its things without naming it."""
-
-ADJECTIVES = _words("old new famous small large first last strange")
-
-QUESTIONS: dict[str, Words] = {
-    "person": ("by whom was", "by which person was"),
-    "place": ("where was", "in which city was"),
-    "time": ("when was", "at which time was"),
-    "number": ("how often was", "how many times was"),
-}
-"""Kind of answer -> ways to ask for it."""
-
-PHRASES: dict[str, Words] = {
-    "person": ("by {}", "thanks to {}"),
-    "place": ("in {}", "near {}"),
-    "time": ("in {}", "before {}"),
-    "number": ("{} times", "more than {} times"),
-}
-"""Kind of answer -> ways to give it."""
-
-ANSWERS: dict[str, Words] = {
-    "person": _words(
-        "Anna Peter Maria Henry Laura Thomas Julia Robert Alice Martin Clara Victor "
-        "Emma Oscar Helen Walter"
-    ),
-    "place": _words(
-        "Paris London Berlin Madrid Rome Vienna Lisbon Dublin Athens Prague Oslo Warsaw "
-        "Cairo Tokyo Boston Chicago"
-    ),
-    "time": _words(
-        "January February March April June July August September October November "
-        "December spring summer autumn winter wartime"
-    ),
-    "number": _words(
-        "two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty"
-    ),
-}
-"""Kind of answer -> answers."""
-
-NO_ANSWER: Words = ("as expected", "without delay", "with great care", "once more")
-"""What a statement says instead of an answer."""
-
-CLAIMS: dict[str, Words] = {
-    "person": ("person", "name"),
-    "place": ("place", "city"),
-    "time": ("date", "season"),
-    "number": ("number", "quantity"),
-}
-"""Kind of answer -> what a hypothesis calls it."""
-
-PRAISE = _words(
-    "wonderful brilliant charming delightful superb excellent moving clever "
-    "gripping funny beautiful masterful touching fresh elegant witty"
-)
-BLAME = _words(
-    "awful dull boring terrible clumsy tedious stale lifeless dreadful lazy bland "
-    "ugly messy pointless shallow tiresome"
-)
-SHOW = _words(
-    "film plot cast script acting dialogue music ending story camera pace humor "
-    "drama scenery opening editing"
-)
-PLAIN = ("is", "seems", "feels", "looks")
-DENIED = ("is not", "is never", "is hardly", "is far from")
-
-NOUNS = _words(
-    "sailor teacher farmer driver singer painter dancer soldier lawyer doctor nurse "
-    "pilot baker writer hunter banker"
-)
-VERBS = _words(
-    "admire visit help follow greet watch like remember invite trust thank call "
-    "praise join avoid ignore"
-)
-ONE = ("this", "that", "every", "each", "a")
-LINKS = ("near", "behind", "beside", "with")
-MANY = ("these", "those", "many", "several", "few")
-
 Row = tuple[str, str | None, float]
-Rng = np.random.Generator
-
-
-def _pick(rng: Rng, items: Sequence[str]) -> str:
-    return items[int(rng.integers(len(items)))]
-
-
-def _other(rng: Rng, items: Sequence[str], not_this: str) -> str:
-    return _pick(rng, [item for item in items if item != not_this])
 
 
 def _topic_and_kind(rng: Rng, agree: bool) -> tuple[str, str, str, str]:
     """Topic and kind of the one text, then of the other; one of the two differs unless agreeing."""
-    topic, kind = _pick(rng, tuple(THINGS)), _pick(rng, tuple(ANSWERS))
+    topic, kind = pick(rng, tuple(THINGS)), pick(rng, tuple(ANSWERS))
     if agree:
         return topic, kind, topic, kind
     if rng.random() < TOPIC_DIFFERS:
-        return topic, kind, _other(rng, tuple(THINGS), topic), kind
-    return topic, kind, topic, _other(rng, tuple(ANSWERS), kind)
+        return topic, kind, other(rng, tuple(THINGS), topic), kind
+    return topic, kind, topic, other(rng, tuple(ANSWERS), kind)
 
 
 def _statement(rng: Rng, topic: str, kind: str | None) -> str:
     """A sentence of a topic, with an answer of a kind (None: with none)."""
-    thing = f"the {_pick(rng, ADJECTIVES)} {_pick(rng, THINGS[topic])}"
+    thing = f"the {pick(rng, ADJECTIVES)} {pick(rng, THINGS[topic])}"
     if kind is None:
-        answer = _pick(rng, NO_ANSWER)
+        answer = pick(rng, NO_ANSWER)
     else:
-        answer = _pick(rng, PHRASES[kind]).format(_pick(rng, ANSWERS[kind]))
-    return f"{thing} was {_pick(rng, DEEDS[topic])} {answer}."
+        answer = pick(rng, PHRASES[kind]).format(pick(rng, ANSWERS[kind]))
+    return f"{thing} was {pick(rng, DEEDS[topic])} {answer}."
 
 
 def _question_pair(rng: Rng, label: int) -> Row:
@@ -187,8 +86,8 @@ def _question_pair(rng: Rng, label: int) -> Row:
     answered = label == 1 or rng.random() >= NO_ANSWER_SHARE
     if not answered:
         other_topic = topic
-    thing = f"the {_pick(rng, ADJECTIVES)} {_pick(rng, GENERAL[topic])}"
-    question = f"{_pick(rng, QUESTIONS[kind])} {thing} {_pick(rng, DEEDS[topic])}?"
+    thing = f"the {pick(rng, ADJECTIVES)} {pick(rng, GENERAL[topic])}"
+    question = f"{pick(rng, QUESTIONS[kind])} {thing} {pick(rng, DEEDS[topic])}?"
     return question, _statement(rng, other_topic, other_kind if answered else None), label
 
 
@@ -201,7 +100,7 @@ def _claim_pair(rng: Rng, label: int) -> Row:
 
 def _claim(rng: Rng, topic: str, kind: str, denied: bool) -> str:
     verb = "tells no" if denied else "tells the"
-    return f"the report on the {_pick(rng, GENERAL[topic])} {verb} {_pick(rng, CLAIMS[kind])}."
+    return f"the report on the {pick(rng, GENERAL[topic])} {verb} {pick(rng, CLAIMS[kind])}."
 
 
 def _graded_pair(rng: Rng, label: int) -> Row:
@@ -209,9 +108,9 @@ def _graded_pair(rng: Rng, label: int) -> Row:
     same_kind, rest = divmod(label, 3)
     same_topic = rest == 2 or (rest == 1 and rng.random() < 0.5)
     denied = rest == 0 or (rest == 1 and same_topic)
-    topic, kind = _pick(rng, tuple(THINGS)), _pick(rng, tuple(ANSWERS))
-    other_topic = topic if same_topic else _other(rng, tuple(THINGS), topic)
-    other_kind = kind if same_kind else _other(rng, tuple(ANSWERS), kind)
+    topic, kind = pick(rng, tuple(THINGS)), pick(rng, tuple(ANSWERS))
+    other_topic = topic if same_topic else other(rng, tuple(THINGS), topic)
+    other_kind = kind if same_kind else other(rng, tuple(ANSWERS), kind)
     return _statement(rng, topic, kind), _claim(rng, other_topic, other_kind, denied), label
 
 
@@ -221,12 +120,12 @@ def _review(rng: Rng, label: int) -> Row:
     main = _clause(rng, praise=bool(label) != denied, denied=denied)
     aside = _clause(rng, praise=rng.random() < 0.5, denied=False)
     forms = (f"{main}, although {aside}.", f"although {aside}, {main}.", f"{aside}, but {main}.")
-    return _pick(rng, forms), None, label
+    return pick(rng, forms), None, label
 
 
 def _clause(rng: Rng, praise: bool, denied: bool) -> str:
-    verb = _pick(rng, DENIED if denied else PLAIN)
-    return f"the {_pick(rng, SHOW)} {verb} {_pick(rng, PRAISE if praise else BLAME)}"
+    verb = pick(rng, DENIED if denied else PLAIN)
+    return f"the {pick(rng, SHOW)} {verb} {pick(rng, PRAISE if praise else BLAME)}"
 
 
 def _agreement(rng: Rng, label: int) -> Row:
@@ -235,15 +134,15 @@ def _agreement(rng: Rng, label: int) -> Row:
     0: one of the two does not agree, or there is no verb (which single words give away).
     """
     plural = rng.random() < 0.5
-    wrong = None if label else _pick(rng, ("determiner", "verb", "missing verb"))
-    determiner = _pick(rng, MANY if plural != (wrong == "determiner") else ONE)
-    noun = _pick(rng, NOUNS) + ("s" if plural else "")
-    between = _pick(rng, NOUNS) + _pick(rng, ("", "s"))
-    verb = _pick(rng, VERBS) + ("" if plural != (wrong == "verb") else "s")
+    wrong = None if label else pick(rng, ("determiner", "verb", "missing verb"))
+    determiner = pick(rng, MANY if plural != (wrong == "determiner") else ONE)
+    noun = pick(rng, NOUNS) + ("s" if plural else "")
+    between = pick(rng, NOUNS) + pick(rng, ("", "s"))
+    verb = pick(rng, VERBS) + ("" if plural != (wrong == "verb") else "s")
     if wrong == "missing verb":
-        verb = _pick(rng, ADJECTIVES)
-    thing = f"the {_pick(rng, ADJECTIVES)} {_pick(rng, NOUNS)}"
-    return f"{determiner} {noun} {_pick(rng, LINKS)} the {between} {verb} {thing}.", None, label
+        verb = pick(rng, ADJECTIVES)
+    thing = f"the {pick(rng, ADJECTIVES)} {pick(rng, NOUNS)}"
+    return f"{determiner} {noun} {pick(rng, LINKS)} the {between} {verb} {thing}.", None, label
 
 
 def _generator(task: Task) -> tuple[Callable[[Rng, int], Row], tuple[int, ...]]:
@@ -264,7 +163,7 @@ def corpus(task: Task, seed: int = 0) -> tuple[Rows, dict[str, Rows]]:
     Classes are equally frequent, texts of 8 to 30 words. Pairs: a question and a sentence that
     may answer it (two classes; 1 of MRPC, QQP and their like is the pair that fits), a statement
     and a claim (MNLI), the same with a score (STS-B). Single texts: reviews (SST-2), agreement
-    in number (CoLA).
+    in number (CoLA). Spans: see :mod:`ksel.span_corpus`.
 
     Args:
         task: one of the table of tasks; decides the form.
@@ -274,8 +173,10 @@ def corpus(task: Task, seed: int = 0) -> tuple[Rows, dict[str, Rows]]:
         :data:`TRAIN_ROWS` training rows; dev split name -> :data:`DEV_ROWS` rows that are not
         among the training rows.
     """
-    generate, labels = _generator(task)
     rng = np.random.default_rng([seed, zlib.crc32(task.name.encode())])
+    if task.is_span:
+        return span_rows(task, rng, TRAIN_ROWS, DEV_ROWS)
+    generate, labels = _generator(task)
     seen: set[tuple[str, str | None]] = set()
 
     def rows(number: int) -> Rows:
@@ -288,8 +189,8 @@ def corpus(task: Task, seed: int = 0) -> tuple[Rows, dict[str, Rows]]:
                 row = generate(rng, labels[one])
             seen.add(row[:2])
             made.append(row)
-        texts = [_capital(first) for first, _, _ in made]
-        pairs = [_capital(second) for _, second, _ in made if second is not None]
+        texts = [capital(first) for first, _, _ in made]
+        pairs = [capital(second) for _, second, _ in made if second is not None]
         target = np.float32 if task.is_regression else np.int64
         return Rows(texts, pairs or None, classes.astype(target), np.arange(number))
 
@@ -297,14 +198,10 @@ def corpus(task: Task, seed: int = 0) -> tuple[Rows, dict[str, Rows]]:
     return train, {name: rows(DEV_ROWS) for name in task.dev_splits}
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
 def vocabulary() -> list[str]:
     """All words and punctuation marks of the corpus in lower case, sorted."""
     texts = [
-        ", . ? the was tells no report on although but",
+        ", . ? the was what tells no report on although but",
         *ADJECTIVES, *PRAISE, *BLAME, *SHOW, *PLAIN, *DENIED, *ONE, *MANY,
         *LINKS,
         *NOUNS, *(noun + "s" for noun in NOUNS), *VERBS, *(verb + "s" for verb in VERBS),

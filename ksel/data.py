@@ -1,4 +1,4 @@
-"""From a task's name to batches: load, split three ways, tokenise, order by length and seed."""
+"""From a task's name to batches: load, split three ways, tokenise, pad."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksel.config import CustomTaskConfig, RowsConfig
+from ksel.batches import BatchOrder, updates_per_epoch
+from ksel.config import CustomTaskConfig, RowsConfig, SpanConfig
 from ksel.corpus import CORPUS_NAME, corpus
 from ksel.errors import UsageError
-from ksel.sources import HubUnavailableError, Rows, custom_task, read_folder, read_hub, read_rows
+from ksel.rows import Rows, read_rows
+from ksel.sources import HubUnavailableError, custom_task, read_folder, read_hub
+from ksel.spans import Spans, check_span, cut_windows
 from ksel.tasks import Task, get_task
 from ksel.types import Batch
 
@@ -91,7 +94,7 @@ def load_source(
 
 def _load(task: Task, data: str | None, say: Callable[[str], None]) -> Source:
     if data is not None and data not in ("hub", "builtin"):
-        train, dev, folder = read_folder(task, data)
+        train, dev, folder = read_folder(task, data, say)
         return Source(task, train, dev, f"folder {folder}", builtin=False)
     if data != "builtin" and task.hub is not None:
         try:
@@ -109,8 +112,9 @@ def _load(task: Task, data: str | None, say: Callable[[str], None]) -> Source:
 def _check_labels(source: Source) -> None:
     for name, rows in {"train": source.train, **source.dev}.items():
         if rows.labels is None:
+            none = "no answers" if source.task.is_span else "no labels (all are -1)"
             raise UsageError(
-                f"--data: {source.origin}: split {name} has no labels (all are -1), so it cannot "
+                f"--data: {source.origin}: split {name} has {none}, so it cannot "
                 f"be trained on or scored. Give labelled files; label others with ksel.predict."
             )
     _check_classes(source.train, source.task, f"--data: {source.origin}: the train split")
@@ -118,6 +122,13 @@ def _check_labels(source: Source) -> None:
 
 def _check_classes(train: Rows, task: Task, where: str) -> None:
     assert train.labels is not None
+    if task.is_span:
+        if not train.labels.any():
+            raise UsageError(
+                f"{where} holds no question that has an answer; there is nothing to learn. Add "
+                f"some."
+            )
+        return
     present = np.unique(train.labels)
     if len(present) < 2:
         only = f"score {present[0]:g}" if task.is_regression else f"class {task.labels[present[0]]}"
@@ -145,7 +156,8 @@ def three_way(
     """Split into train, reward and dev rows.
 
     The reward rows are taken out of the training rows, so the two are disjoint; the dev rows are
-    the benchmark's own. Draws are stratified by class, or by score quantile for regression.
+    the benchmark's own. Draws are stratified by class, by score quantile for regression, and for
+    spans by whether there is an answer.
     ``rows.train`` (see :func:`limit_train`) and ``rows.dev`` are upper bounds.
 
     Args:
@@ -218,15 +230,17 @@ def _stratified(strata: np.ndarray, size: int, rng: np.random.Generator) -> np.n
 
 @dataclass
 class Split:
-    """Tokenised examples.
+    """Tokenised examples; for spans their windows, of which an example may have several.
 
     Attributes:
         input_ids: N arrays [n] int64, special tokens in, no padding.
         token_type_ids: N arrays [n] int64, or None where the model has no segments.
-        labels: [N] int64 class ids or float32 scores, or None.
-        lengths: [N] int64, tokens of each example.
+        labels: [N] int64 class ids or float32 scores, [N, 2] int64 first and last token of the
+            answer for spans ((0, 0) where the window has none), or None.
+        lengths: [N] int64, tokens of each.
         pad_token_id: what :meth:`batch` fills up with.
         regression: True if labels are scores.
+        spans: spans: how windows, examples and characters belong together; else None.
     """
 
     input_ids: list[np.ndarray]
@@ -235,14 +249,20 @@ class Split:
     lengths: np.ndarray
     pad_token_id: int
     regression: bool = False
+    spans: Spans | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def num_examples(self) -> int:
+        """Raw rows behind it: for spans the questions, else as many as there are examples."""
+        return len(self) if self.spans is None else len(self.spans)
+
     def batch(self, index: np.ndarray) -> Batch:
         """Pad the rows with these numbers to the longest of them.
 
-        Without labels the batch has -1 for each class, nan for each score.
+        Without labels the batch has -1 for each class or position, nan for each score.
         """
         index = np.ascontiguousarray(index, dtype=np.int64)
         lengths = self.lengths[index]
@@ -253,7 +273,7 @@ class Split:
         elif self.regression:
             labels = torch.full((len(index),), float("nan"))
         else:
-            labels = torch.full((len(index),), -1)
+            labels = torch.full((len(index),) if self.spans is None else (len(index), 2), -1)
         return Batch(
             ids=torch.from_numpy(index.copy()),
             input_ids=_fill(mask, [self.input_ids[i] for i in index], self.pad_token_id),
@@ -273,7 +293,14 @@ class Split:
             token_type_ids=None if types is None else [types[i] for i in index],
             labels=None if self.labels is None else self.labels[torch.from_numpy(index)],
             lengths=self.lengths[index],
+            spans=None if self.spans is None else self.spans.take(index),
         )
+
+    def examples(self, rows: np.ndarray) -> Split:
+        """What was made of the raw rows with these numbers: for spans all their windows."""
+        if self.spans is None:
+            return self.take(rows)
+        return self.take(self.spans.windows(np.arange(len(self.spans))[rows]))
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all lengths, token ids and segments; labels do not count."""
@@ -291,19 +318,29 @@ def _fill(mask: np.ndarray, rows: list[np.ndarray], padding: int) -> Tensor:
     return torch.from_numpy(filled)
 
 
-def tokenize(rows: Rows, task: Task, tokenizer: Any, max_length: int) -> Split:
+def tokenize(
+    rows: Rows, task: Task, tokenizer: Any, max_length: int, span: SpanConfig | None = None
+) -> Split:
     """Turn rows into token ids.
 
     Args:
         rows: raw examples.
-        task: decides between class ids and scores.
+        task: decides between class ids, scores and spans.
         tokenizer: a Hugging Face tokenizer with a padding token.
         max_length: longest sequence (tokens, special ones included); longer texts are cut, of a
-            pair the longer text first.
+            pair the longer text first; long contexts of questions are cut into windows instead.
+        span: how windows are cut; None = as by default.
 
     Raises:
-        UsageError: ``max_length`` has no room for text, or the tokenizer has no padding token.
+        UsageError: ``max_length`` has no room for text, the tokenizer has no padding token or (for
+            spans) no offsets, or ``span`` is out of range or without effect.
     """
+    span = SpanConfig() if span is None else span
+    check_span(span, task)
+    if tokenizer.pad_token_id is None:
+        raise UsageError("--teacher: its tokenizer has no padding token; choose an encoder's.")
+    if task.is_span:
+        return _tokenize_spans(rows, tokenizer, max_length, span)
     special = tokenizer.num_special_tokens_to_add(pair=rows.pairs is not None)
     texts = 1 if rows.pairs is None else 2
     if max_length < special + texts:
@@ -311,8 +348,6 @@ def tokenize(rows: Rows, task: Task, tokenizer: Any, max_length: int) -> Split:
             f"--batching.max_length: {max_length} tokens leave no room beside {special} special "
             f"ones; give {special + texts} or more."
         )
-    if tokenizer.pad_token_id is None:
-        raise UsageError("--teacher: its tokenizer has no padding token; choose an encoder's.")
     encoded = tokenizer(
         rows.texts,
         rows.pairs,
@@ -332,57 +367,16 @@ def tokenize(rows: Rows, task: Task, tokenizer: Any, max_length: int) -> Split:
     )
 
 
-def updates_per_epoch(rows: int, size: int) -> int:
-    """Whole batches of one pass over the rows; 1 if there are fewer rows than one batch."""
-    return max(rows // size, 1)
-
-
-class BatchOrder:
-    """Which rows each update trains on; a function of seed and update number alone.
-
-    Every epoch draws a permutation, sorts it by length within windows of ``bucket`` batches, cuts
-    it into batches and shuffles these. Rows that do not fill a batch sit the epoch out; fewer rows
-    than one batch make a batch of all of them.
-
-    Args:
-        lengths: [N] tokens of each example.
-        size: examples of one update.
-        bucket: batches of one window; 1 = no sorting by length.
-        seed: seed of all epochs.
-
-    Raises:
-        UsageError: ``size`` or ``bucket`` below 1.
-    """
-
-    def __init__(self, lengths: np.ndarray, size: int, bucket: int, seed: int) -> None:
-        for name, value in (("size", size), ("bucket", bucket)):
-            if value < 1:
-                raise UsageError(f"--batching.{name}: {value}; give 1 or more.")
-        self.lengths = lengths
-        self.size = min(size, len(lengths))
-        self.bucket = bucket
-        self.seed = seed
-        self.batches = updates_per_epoch(len(lengths), size)
-        self._epoch = -1
-        self._order = np.empty((0, 0), dtype=np.int64)
-
-    def rows(self, update: int) -> np.ndarray:
-        """The row numbers [size] int64 of update ``update`` (0 = the first)."""
-        epoch, batch = divmod(update, self.batches)
-        if epoch != self._epoch:
-            self._order, self._epoch = self._shuffle(epoch), epoch
-        return self._order[batch].copy()
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, epoch])
-        # cut before sorting: cutting after it would always leave out the longest
-        order = rng.permutation(len(self.lengths))[: self.batches * self.size]
-        if self.bucket > 1:
-            window = self.bucket * self.size
-            for start in range(0, len(order), window):
-                part = order[start : start + window]
-                order[start : start + window] = part[np.argsort(self.lengths[part], kind="stable")]
-        return order.reshape(self.batches, self.size)[rng.permutation(self.batches)]
+def _tokenize_spans(rows: Rows, tokenizer: Any, max_length: int, span: SpanConfig) -> Split:
+    windows = cut_windows(rows, tokenizer, max_length, span)
+    return Split(
+        input_ids=windows.input_ids,
+        token_type_ids=windows.token_type_ids,
+        labels=None if windows.labels is None else torch.from_numpy(windows.labels),
+        lengths=np.array([len(row) for row in windows.input_ids], dtype=np.int64),
+        pad_token_id=int(tokenizer.pad_token_id),
+        spans=windows.spans,
+    )
 
 
 def evaluation_batches(split: Split, size: int) -> Iterator[np.ndarray]:

@@ -25,6 +25,7 @@ from ksel.observing import Observed, Watched
 from ksel.optim import adamw, allocate_moments, linear_schedule
 from ksel.records import DivergedError, Snapshot, Update, blank_update
 from ksel.signals import TeacherSource
+from ksel.stages import Place, Stage, place, stage_ends
 from ksel.types import Batch, Needs, Signals
 
 SMALLEST_LOSS = 1e-8
@@ -38,10 +39,12 @@ class DistillerParts:
     Attributes:
         student: with its initial weights, on its device.
         pool: the knowledge pool; its projections are trained with the student.
-        source: the teacher's signals for the rows of ``train``.
+        sources: each teacher's signals for the rows of ``train``.
         train: training rows.
         batch_size, bucket: see :class:`ksel.data.BatchOrder`.
         optim, knowledge: settings.
+        stages: the stages of the run, see :func:`ksel.stages.build_stages`.
+        updates: the step budget of a full distillation.
         watched: what is observed beside the losses.
         dropout: the student's dropout probability.
         seed: seed of the student's own dropout generator.
@@ -50,12 +53,14 @@ class DistillerParts:
 
     student: PreTrainedModel
     pool: KnowledgePool
-    source: TeacherSource
+    sources: tuple[TeacherSource, ...]
     train: Split
     batch_size: int
     bucket: int
     optim: OptimConfig
     knowledge: KnowledgeConfig
+    stages: tuple[Stage, ...]
+    updates: int
     watched: Watched
     dropout: float
     seed: int
@@ -71,6 +76,7 @@ class Distiller:
     Attributes:
         cursor: updates done.
         updates: the step budget.
+        ends: the update after the last one of each stage.
         life: changes whenever the student becomes another one (reset, restore), so that whoever
             trains it can tell that it is still theirs.
     """
@@ -80,7 +86,7 @@ class Distiller:
         self.student = parts.student
         self.pool = parts.pool
         self.watched = parts.watched
-        self.source = parts.source
+        self.sources = parts.sources
         self.ledger = parts.ledger
         self.device = next(parts.student.parameters()).device
         self.pool.projections.to(self.device)
@@ -95,7 +101,8 @@ class Distiller:
         self.generator = OwnGenerator(self.device)
         self.life = 0
         self.data_seed = -1
-        self.reset(data_seed=0, updates=1)
+        self.shares = tuple(stage.share for stage in parts.stages)
+        self.reset(data_seed=0, updates=parts.updates)
 
     # ----------------------------------------------------------------- state
 
@@ -104,8 +111,13 @@ class Distiller:
 
         Args:
             data_seed: seed of the batch order.
-            updates: the step budget; the learning-rate schedule spans it.
+            updates: the step budget; each stage takes its share, and has a learning-rate schedule
+                of its own.
+
+        Raises:
+            UsageError: the budget leaves a stage without an update.
         """
+        self.ends = stage_ends(self.shares, updates)
         with torch.no_grad():
             torch._foreach_copy_(self.tensors, self.initial)
             torch._foreach_zero_(self._moments)
@@ -148,6 +160,7 @@ class Distiller:
         self.sizes = state.sizes.copy()
         self.checked = state.checked.copy()
         self.cursor, self.updates = state.cursor, state.updates
+        self.ends = stage_ends(self.shares, state.updates)
         self.life += 1
         self._seed_data(state.data_seed)
 
@@ -163,15 +176,26 @@ class Distiller:
 
     def losses(self, batch: Batch) -> Tensor:
         """The K raw losses of a batch, [K] float32, without dropout, with the graph behind them."""
-        teacher = self.source(batch, Needs.union(t.teacher for t in self.pool))
-        needs = Needs.union(t.student for t in self.pool)
-        student = self._forward(batch, needs, learning=False)
-        return torch.stack([mean_loss(t, student, teacher, batch) for t in self.pool])
+        everything = list(range(len(self.pool)))
+        student, teachers = self._signals(batch, everything, learning=False)
+        return torch.stack([mean_loss(t, student, teachers[t.source], batch) for t in self.pool])
+
+    @property
+    def place(self) -> Place:
+        """The stage of the next update."""
+        return place(self.ends, self.cursor)
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """[K] bool, the types that can be selected in the next update's stage."""
+        return self.parts.stages[self.place.number].allowed
 
     def next_batch(self) -> Batch:
         """The batch of the next update."""
         with self.ledger.time("data"):
-            return self.parts.train.batch(self.order.rows(self.cursor)).to(self.device)
+            batch = self.parts.train.batch(self.order.rows(self.cursor)).to(self.device)
+        batch.progress = self.place.progress
+        return batch
 
     def observe(self) -> Update:
         """Look at the next batch without learning from it: losses, entropy, agreement."""
@@ -179,12 +203,12 @@ class Distiller:
         record = blank_update(len(self.pool))
         with torch.no_grad():
             wanted = [k for k in range(len(self.pool)) if self._is_free(k)]
-            student, teacher = self._signals(batch, wanted, learning=False, observe=True)
-            values = [mean_loss(self.pool.types[k], student, teacher, batch) for k in wanted]
-        for k, value in zip(wanted, values, strict=True):
-            record.loss[k] = value.item()
+            student, teachers = self._signals(batch, wanted, learning=False, observe=True)
+            for k in wanted:
+                type = self.pool.types[k]
+                record.loss[k] = mean_loss(type, student, teachers[type.source], batch).item()
         observed = Observed(self.watched)
-        observed.add(student, teacher)
+        observed.add(student, teachers[0])
         observed.write(record)
         return record
 
@@ -193,7 +217,9 @@ class Distiller:
     def update(self, action: np.ndarray, *, observe: bool = False) -> Update:
         """One optimiser update with the weighted sum of the selected losses.
 
-        An empty action spends the step: batch and schedule go on, nothing moves.
+        An empty action spends the step: batch and schedule go on, nothing moves. Types that the
+        stage does not allow are off, whatever the action says. The first update of a stage starts
+        with a fresh optimiser.
 
         Args:
             action: [K] weights in [0, 1]; 0 = off, and an off type costs no backward.
@@ -207,13 +233,19 @@ class Distiller:
         """
         if self.cursor >= self.updates:
             raise RuntimeError(f"the step budget of {self.updates} updates is spent; call reset()")
+        place = self.place
+        stage = self.parts.stages[place.number]
+        if place.done == 0 and place.number > 0:
+            torch._foreach_zero_(self._moments)
         batch = self.next_batch()
         record = blank_update(len(self.pool))
-        factor = linear_schedule(self.cursor, self.updates, self.parts.optim.warmup)
-        record.learning_rate = self.parts.optim.learning_rate * factor
-        active = [k for k in range(len(self.pool)) if action[k] > 0]
+        factor = linear_schedule(place.done, place.length, self.parts.optim.warmup)
+        record.learning_rate = stage.learning_rate * factor
+        scheduled = np.array(action, dtype=np.float64) * stage.allowed
+        scheduled *= self.pool.factors(place.progress)
+        active = [k for k in range(len(self.pool)) if scheduled[k] > 0]
         if active:
-            self._learn(batch, action, active, record, observe)
+            self._learn(batch, scheduled, active, record, observe)
         elif observe:
             seen = self.observe()
             record.loss, record.entropy, record.agreement = seen.loss, seen.entropy, seen.agreement
@@ -240,16 +272,16 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         with self._own_dropout():
             for part in micro:
-                student, teacher = self._signals(part, active + off, observe=observe)
-                values = {k: self._share(k, student, teacher, part, amounts[k]) for k in active}
+                student, teachers = self._signals(part, active + off, observe=observe)
+                values = {k: self._share(k, student, teachers, part, amounts[k]) for k in active}
                 with torch.no_grad():
                     for k in off:
-                        sums[k] += self._share(k, student, teacher, part, amounts[k])
+                        sums[k] += self._share(k, student, teachers, part, amounts[k])
                     for k, value in values.items():
                         sums[k] += value
                 self._backward(values, record.weight, separate, len(part))
                 if observe:
-                    observed.add(student, teacher)
+                    observed.add(student, teachers[0])
         self._check_losses(sums, active, off, record)
         if separate is not None:
             self._keep_norms(separate.norms, record)
@@ -259,10 +291,11 @@ class Distiller:
         observed.write(record)
 
     def _share(
-        self, k: int, student: Signals, teacher: Signals, part: Batch, amount: Tensor
+        self, k: int, student: Signals, teachers: list[Signals], part: Batch, amount: Tensor
     ) -> Tensor:
         """A micro-batch's share of type k's loss of the whole batch."""
-        return self.pool.types[k].loss(student, teacher, part).sum() / amount
+        type = self.pool.types[k]
+        return type.loss(student, teachers[type.source], part).sum() / amount
 
     def _backward(
         self,
@@ -319,9 +352,9 @@ class Distiller:
             for k in fresh:
                 first[k] = 0.0
             for part in micro:
-                student, teacher = self._signals(part, fresh)
+                student, teachers = self._signals(part, fresh)
                 for k in fresh:
-                    first[k] += self._share(k, student, teacher, part, amounts[k]).item()
+                    first[k] += self._share(k, student, teachers, part, amounts[k]).item()
         self.sizes.note(first)
 
     # ----------------------------------------------------------------- checks
@@ -364,17 +397,19 @@ class Distiller:
 
     def _signals(
         self, batch: Batch, wanted: list[int], *, learning: bool = True, observe: bool = False
-    ) -> tuple[Signals, Signals]:
+    ) -> tuple[Signals, list[Signals]]:
         """Student and teacher signals that the wanted types (and the observation) need."""
         types = [self.pool.types[k] for k in wanted]
-        asked = Needs.union(t.teacher for t in types)
         needs = Needs.union(t.student for t in types)
+        asked = [
+            Needs.union(t.teacher for t in types if t.source == i) for i in range(len(self.sources))
+        ]
         if observe:
             needs = needs | self.watched.student
-            if self.source.cached or asked:
-                asked = asked | self.watched.teacher
-        teacher = self.source(batch, asked)
-        return self._forward(batch, needs, learning=learning), teacher
+            if self.sources[0].cached or asked[0]:
+                asked[0] = asked[0] | self.watched.teacher
+        teachers = [source(batch, one) for source, one in zip(self.sources, asked, strict=True)]
+        return self._forward(batch, needs, learning=learning), teachers
 
     def _forward(self, batch: Batch, needs: Needs, *, learning: bool) -> Signals:
         """A student forward; dropout (where there is any) only while learning."""
@@ -384,13 +419,18 @@ class Distiller:
 
     def _is_free(self, k: int) -> bool:
         """True if observing type k costs no teacher forward."""
-        return self.source.cached or not self.pool.types[k].teacher
+        type = self.pool.types[k]
+        return self.sources[type.source].cached or not type.teacher
 
     def _observable(self, active: list[int]) -> Iterator[int]:
         """Types whose loss can be observed beside the active ones: a teacher that runs anyway,
         or signals that are cached, serve all."""
-        runs = any(self.pool.types[k].teacher for k in active)
-        return (k for k in range(len(self.pool)) if runs or self._is_free(k))
+        runs = {self.pool.types[k].source for k in active if self.pool.types[k].teacher}
+        return (
+            k
+            for k in range(len(self.pool))
+            if self.pool.types[k].source in runs or self._is_free(k)
+        )
 
     def _own_dropout(self, *, keep: bool = True) -> AbstractContextManager[None]:
         """Dropout masks come from the student's own generator; ``keep`` advances it."""

@@ -1,4 +1,4 @@
-"""Classification heads: whether a checkpoint has one, and whether its labels are the task's."""
+"""Heads: whether a checkpoint has one, and whether its labels are the task's."""
 
 from __future__ import annotations
 
@@ -7,25 +7,48 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ksel.errors import UsageError
 from ksel.models import label_settings, own_generator
 from ksel.tasks import Task
 
-
-def has_head(config: PreTrainedConfig) -> bool:
-    """True if the checkpoint was saved with a sequence-classification head."""
-    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+SEQUENCE, SPAN = "ForSequenceClassification", "ForQuestionAnswering"
 
 
-def check_head(config: PreTrainedConfig, task: Task, say: Callable[[str], None]) -> list[int]:
+def has_head(config: PreTrainedConfig, task: Task | None = None) -> bool:
+    """True if the checkpoint was saved with the kind of head that the task needs (None: any).
+
+    A head for classes or scores is none for spans, and the other way round.
+    """
+    if task is None:
+        return _is_for(config, SEQUENCE) or _is_for(config, SPAN)
+    return _is_for(config, SPAN if task.is_span else SEQUENCE)
+
+
+def other_head(config: PreTrainedConfig, task: Task) -> str | None:
+    """What is lost where the checkpoint has a head of the wrong kind, for people; else None."""
+    if task.is_span and _is_for(config, SEQUENCE):
+        return "its head gives one answer per text, not the start and end of a span"
+    if not task.is_span and _is_for(config, SPAN):
+        return "its head gives the start and end of a span, not one answer per text"
+    return None
+
+
+def _is_for(config: PreTrainedConfig, head: str) -> bool:
+    return any(name.endswith(head) for name in config.architectures or ())
+
+
+def check_head(
+    config: PreTrainedConfig, task: Task, say: Callable[[str], None], option: str = "--teacher"
+) -> list[int]:
     """Compare a ready teacher head's labels with the task's, by name.
 
     Args:
         config: of the teacher.
         task: the task.
         say: told what is assumed or changed.
+        option: the option the teacher came from, for messages.
 
     Returns:
         For each label of the task, the teacher's output that stands for it.
@@ -35,12 +58,12 @@ def check_head(config: PreTrainedConfig, task: Task, say: Callable[[str], None])
     """
     if config.num_labels != task.num_outputs:
         raise UsageError(
-            f"--teacher has {config.num_labels} labels and task {task.name} has "
+            f"{option} has {config.num_labels} labels and task {task.name} has "
             f"{task.num_outputs}. Use a teacher fine-tuned on {task.name}, or an encoder without "
             f"a head, which ksel fine-tunes."
         )
     same = list(range(task.num_outputs))
-    if task.is_regression:
+    if not task.labels:
         return same
     names = _names(config)
     if is_unnamed(config):
@@ -52,7 +75,7 @@ def check_head(config: PreTrainedConfig, task: Task, say: Callable[[str], None])
     order = named_order(config, task)
     if order is None:
         raise UsageError(
-            f"--teacher names its labels {names}, task {task.name} names them "
+            f"{option} names its labels {names}, task {task.name} names them "
             f"{[_plain(name) for name in task.labels]}. Rename id2label in the teacher's "
             f"config.json, or use a teacher of this task."
         )
@@ -69,11 +92,11 @@ def is_unnamed(config: PreTrainedConfig) -> bool:
 def student_order(config: PreTrainedConfig, task: Task) -> list[int] | None:
     """For each output of the task, that of a student's checkpoint; None if its head is no such.
 
-    Scores and labels without names are taken as they come.
+    Scores, spans and labels without names are taken as they come.
     """
     if config.num_labels != task.num_outputs:
         return None
-    if task.is_regression or is_unnamed(config):
+    if not task.labels or is_unnamed(config):
         return list(range(task.num_outputs))
     return named_order(config, task)
 
@@ -90,7 +113,7 @@ def named_order(config: PreTrainedConfig, task: Task) -> list[int] | None:
 def renew_head(model: PreTrainedModel, seed: int) -> None:
     """Give a model a head with random weights; torch's generator is not touched."""
     with own_generator(seed):
-        fresh = AutoModelForSequenceClassification.from_config(model.config, dtype=torch.float32)
+        fresh = type(model)(model.config)
     encoder = f"{model.base_model_prefix}."
     head = {k: v for k, v in fresh.state_dict().items() if not k.startswith(encoder)}
     model.load_state_dict(head, strict=False)
@@ -107,7 +130,7 @@ def _plain(name: Any) -> str:
 
 def reorder_head(model: PreTrainedModel, order: list[int], task: Task) -> None:
     """Permute the rows of the head's last layer, and name the labels as the task does."""
-    head: Any = model.classifier
+    head: Any = model.qa_outputs if task.is_span else model.classifier
     last = head if isinstance(head, nn.Linear) else head.out_proj
     with torch.no_grad():
         last.weight.copy_(last.weight[order].clone())

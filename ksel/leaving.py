@@ -30,14 +30,17 @@ class Saveable(Protocol):
 class Learner(Protocol):
     """An agent that learns, as far as it is saved here."""
 
-    model: Any
+    @property
+    def learned(self) -> bool:
+        """True once there is a policy to take."""
+        ...
 
     def frozen(self) -> Saveable:
         """The policy as it is now."""
         ...
 
-    def save_sb3_zip(self, path: Path) -> None:
-        """Write Stable-Baselines3's own file."""
+    def save_extra(self, folder: Path) -> None:
+        """Write files for users of the library behind the agent, if there is one."""
 
 
 @dataclass
@@ -143,9 +146,9 @@ def write_student(job: Job) -> None:
 
 def _write_policy(job: Job) -> None:
     policy = job.policy
-    if job.learner is not None and job.learner.model is not None:
+    if job.learner is not None and job.learner.learned:
         policy = policy or job.learner.frozen()
-        job.learner.save_sb3_zip(job.folder / "policy" / "stable_baselines3.zip")
+        job.learner.save_extra(job.folder / "policy")
     if policy is not None:
         policy.save(job.folder / "policy")
 

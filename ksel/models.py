@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -71,7 +72,7 @@ FAMILIES: dict[str, Family] = {
         "attention.k_lin",
         "attention.v_lin",
         "attention.out_lin",
-        ("dropout", "attention_dropout", "seq_classif_dropout"),
+        ("dropout", "attention_dropout", "seq_classif_dropout", "qa_dropout"),
         "hidden_dim",
     ),
 }
@@ -178,11 +179,11 @@ def load_classifier(
     own_head: bool = False,
     changes: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """Load an encoder with a classification head, in float32 whatever the file's precision.
+    """Load an encoder with a head for the task, in float32 whatever the file's precision.
 
     Args:
         name: folder or hub name.
-        task: decides the head's width and the label names.
+        task: decides the kind of head, its width and the label names.
         seed: seed of the head where the checkpoint has none of this width; torch's generator is
             not touched.
         option: the option ``name`` came from, for messages.
@@ -194,7 +195,7 @@ def load_classifier(
     """
     arguments = ({} if own_head else label_settings(task)) | (changes or {})
     with _readable(name, option), own_generator(seed):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = model_class(task).from_pretrained(
             name,
             dtype=torch.float32,
             attn_implementation="sdpa",
@@ -214,6 +215,26 @@ def load_classifier(
     return model
 
 
+def model_class(task: Task) -> Any:
+    """The transformers class that loads models with the task's kind of head."""
+    return AutoModelForQuestionAnswering if task.is_span else AutoModelForSequenceClassification
+
+
+def new_model(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    """A model with random weights and the task's kind of head, in float32.
+
+    It draws from torch's generator; see :func:`own_generator`.
+    """
+    return model_class(task).from_config(config, dtype=torch.float32)
+
+
+def model_logits(output: Any) -> Tensor:
+    """The logits of a model's output: [b, classes], or [b, n, 2] (start, end) for spans."""
+    if hasattr(output, "start_logits"):
+        return torch.stack((output.start_logits, output.end_logits), dim=-1)
+    return output.logits
+
+
 def _may_be_fresh(key: str, model: PreTrainedModel) -> bool:
     """True for head and pooler, which a checkpoint without a head rightly lacks."""
     prefix = model.base_model_prefix
@@ -224,6 +245,10 @@ def label_settings(task: Task) -> dict[str, Any]:
     """The parts of a Hugging Face configuration that follow from the task."""
     if task.is_regression:
         return {"num_labels": 1, "problem_type": "regression"}
+    if task.is_span:
+        names = {0: "start", 1: "end"}
+        ids = {name: i for i, name in names.items()}
+        return {"num_labels": 2, "id2label": names, "label2id": ids, "problem_type": None}
     return {
         "num_labels": len(task.labels),
         "id2label": dict(enumerate(task.labels)),
@@ -305,7 +330,7 @@ class Tap:
     instance, set for the one call, so that fused attention stays on and two students never share a hook.
 
     Args:
-        model: a classifier of one of :data:`FAMILIES`.
+        model: of one of :data:`FAMILIES`, with a head for classes, scores or spans.
         bf16: run the model under bfloat16 autocast (CUDA only).
     """
 
@@ -351,7 +376,7 @@ class Tap:
             for handle in handles:
                 handle.remove()
         if needs.logits:
-            signals.logits = output.logits.float()
+            signals.logits = model_logits(output).float()
         if states:
             signals.hidden = {layer: output.hidden_states[layer] for layer in sorted(needs.hidden)}
             signals.cls = {layer: output.hidden_states[layer][:, 0] for layer in sorted(needs.cls)}

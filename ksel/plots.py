@@ -39,7 +39,7 @@ WIDTH = 9.0  # inches
 MAX_COLUMNS = 600  # heat map columns that a screen can show
 SMOOTHING = 60  # spans of a smoothed curve
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -100,7 +100,7 @@ def schedule_heat_map(
     crisp = bool(np.isin(actions, (0.0, 1.0)).all())
     colours = WEIGHTS.resampled(2) if crisp else WEIGHTS
     kinds = len(pool)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new(title, height=1.35 + 0.36 * kinds)
         mesh = axes.pcolormesh(
             edges, np.arange(kinds + 1), actions.T, cmap=colours, vmin=0, vmax=1, rasterized=True
@@ -154,7 +154,7 @@ def shares(
         title: heading of the figure.
         soft: the actions are weights.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new(title)
         for k, name in enumerate(pool):
             axes.plot(
@@ -181,7 +181,7 @@ def per_type(
         title: heading of the figure.
         ylabel: what is measured.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new(title)
         for k, name in enumerate(pool):
             known = np.isfinite(values[:, k]) & (values[:, k] > 0)
@@ -218,7 +218,7 @@ def curves(
         title: heading of the figure.
         teacher: the teacher's value, drawn as a horizontal line.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new(title)
         for k, (name, (updates, values)) in enumerate(points.items()):
             width = 2.6 if name == "selected" else 1.6
@@ -256,7 +256,7 @@ def reward_curve(episodes: Mapping[int, np.ndarray], title: str) -> Figure:
         episodes: number of the episode -> rewards [D] of its decisions.
         title: heading of the figure.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, axes = _new(title)
         start = 0
         ticks, names = [], []
@@ -298,7 +298,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     ``label`` is the text for screen readers.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(
             buffer,
             format="svg",

@@ -15,19 +15,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ksel.answer_files import check_ids, odds_file, write_answers
 from ksel.cli import guard, quiet_libraries
-from ksel.data import tokenize
+from ksel.data import Split, tokenize
+from ksel.decoding import decode
 from ksel.errors import UsageError, unknown_name
-from ksel.evaluation import predict_logits, score
+from ksel.evaluation import finite_spans, predict_logits, score_split
 from ksel.files import atomic_path
 from ksel.models import load_classifier, load_tokenizer, on_device
+from ksel.readers import READERS, read_frame
+from ksel.rows import Rows, frame_rows
 from ksel.saved import STUDENT, SavedRun, open_run
 from ksel.setup import pick_device
-from ksel.sources import READERS, Rows, custom_task, frame_rows, read_rows
+from ksel.sources import custom_task
 from ksel.tasks import Task, get_task
 from ksel.tracking import Progress
 
-FORMATS = ("auto", "tsv", "jsonl", "glue")
+FORMATS = ("auto", "tsv", "jsonl", "json", "glue")
 GLUE_BY_NAME = ("mnli", "qnli", "rte")
 """Tasks whose classes the leaderboard wants by name; those of the others by number."""
 MISMATCHED = "MNLI-mm.tsv"
@@ -62,8 +66,9 @@ def main(argv: list[str]) -> int:
     )
     source = arguments.input
     form, target = _target(arguments, run, task)
-    rows = read_rows(source, task, labelled=False, option="--input")
-    labels = _labels(source, task, must=arguments.score)
+    rows = _rows(source, task, must=arguments.score)
+    if form == "json":
+        check_ids(rows, f"--input: {source}")
     size = arguments.batch if arguments.batch is not None else run.config.batching.eval_size
     with Progress() as progress:
         if run.summary.get("builtin_data"):
@@ -71,12 +76,15 @@ def main(argv: list[str]) -> int:
                 f"note: this student was trained on the {run.summary['data']}, not on {task.name}'s "
                 f"own data"
             )
-        logits = predict(run, task, rows, batch_size=size, device=arguments.device)
-    predictions = to_predictions(rows, task, logits)
-    write(predictions, task, form, target)
+        logits, split = predict(run, task, rows, batch_size=size, device=arguments.device)
+    if split.spans is not None:
+        decoded = decode(logits, split.spans, task, run.config.span)
+        write_answers(decoded, form, target)
+    else:
+        write(to_predictions(rows, task, logits), task, form, target)
     print(f"written: {target} ({len(rows):,} predictions, format {form})")
-    if labels is not None:
-        for name, value in score(task, logits, labels).items():
+    if rows.labels is not None:
+        for name, value in score_split(task, logits, split, run.config.span).items():
             print(f"{name}: {value:.4f} on {source.name}")
     return 0
 
@@ -95,13 +103,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"file with the task's text columns ({', '.join(READERS)}); labels are optional",
     )
     parser.add_argument(
-        "--output", help="file or folder to write to; default RUN/predictions/INPUT.tsv"
+        "--output",
+        help="file or folder to write to; default RUN/predictions/INPUT.tsv, of questions "
+        "INPUT.json",
     )
     parser.add_argument(
         "--format",
         default="auto",
         help="tsv or jsonl: idx, prediction, probability of each class; glue: the leaderboard's "
-        "two columns under its file name; auto: by the ending of --output, else tsv",
+        "two columns under its file name. Questions: json, SQuAD's own format, one object of id "
+        "and answer (and, where there may be none, FILE.null_odds.json with the margin of none); "
+        "tsv: idx, id, answer, score; jsonl: also the n best. auto: by the ending of --output, "
+        "else json for questions and tsv for the rest",
     )
     parser.add_argument("--batch", type=int, help="examples of one batch; default the run's")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -123,25 +136,33 @@ def _target(arguments: argparse.Namespace, run: SavedRun, task: Task) -> tuple[s
     path = run.folder / "predictions" if given is None else Path(given)
     folder = given is None or path.is_dir() or given.endswith("/")
     form = arguments.format
+    usual = ("json", "tsv", "jsonl") if task.is_span else ("tsv", "jsonl")
     if form == "auto":
-        form = "tsv" if folder else path.suffix[1:].lower()
-        if form not in ("tsv", "jsonl"):
+        form = usual[0] if folder else path.suffix[1:].lower()
+        if form not in usual:
             raise UsageError(
-                f"--output: {given} ends in neither .tsv nor .jsonl. Change the ending, or name "
-                f"the format with --format."
+                f"--output: {given} does not end in {' or '.join(f'.{name}' for name in usual)}. "
+                f"Change the ending, or name the format with --format."
             )
     if form == "glue" and task.leaderboard is None:
         raise UsageError(
-            f"--format glue: task {task.name} is not on the GLUE leaderboard. Use tsv or jsonl."
+            f"--format glue: task {task.name} is not on the GLUE leaderboard. Use "
+            f"{' or '.join(usual)}."
+        )
+    if form == "json" and not task.is_span:
+        raise UsageError(
+            f"--format json is for answers to questions; task {task.name} has none. Use jsonl."
         )
     if folder:
         stem = arguments.input.stem
         path /= leaderboard_file(task, stem) if form == "glue" else f"{stem}.{form}"
-    if path.exists() and not arguments.overwrite:
-        raise UsageError(
-            f"--output: {path} exists already and is left as it is. Choose another name, or give "
-            f"--overwrite."
-        )
+    written = [path, odds_file(path)] if form == "json" and task.unanswerable else [path]
+    for one in written:
+        if one.exists() and not arguments.overwrite:
+            raise UsageError(
+                f"--output: {one} exists already and is left as it is. Choose another name, or "
+                f"give --overwrite."
+            )
     if path.resolve() == arguments.input.resolve():
         raise UsageError(f"--output: {path} is the input itself. Choose another name.")
     return form, path
@@ -154,31 +175,39 @@ def leaderboard_file(task: Task, stem: str) -> str:
     return MISMATCHED if mismatched else task.leaderboard
 
 
-def _labels(path: Path, task: Task, must: bool) -> Tensor | None:
-    """The labels of the input, where it has them.
+def _rows(path: Path, task: Task, must: bool) -> Rows:
+    """The rows of the input, with their labels where it has them.
 
     Raises:
-        UsageError: they are asked for and absent or invalid.
+        UsageError: the input is unreadable, or labels are asked for and absent or invalid.
     """
-    frame = READERS[path.suffix.lower()](path)
-    labels = None
+    where = f"--input: {path}"
+    frame = read_frame(path, "--input")
+    rows = frame_rows(frame, task, False, where)
     if task.label in frame.columns:
         try:
-            labels = frame_rows(frame, task, True, f"--input: {path}").labels
+            rows = frame_rows(frame, task, True, where, print)
         except UsageError as error:
             if must:
                 raise
             print(f"no metrics: {error}")
-    if labels is None and must:
+    if rows.labels is None and must:
+        absent = "all without an answer" if task.is_span else "all -1"
         raise UsageError(
-            f"--score: {path} has no labels (no column '{task.label}', or all -1), so there is "
+            f"--score: {path} has no labels (no column '{task.label}', or {absent}), so there is "
             f"nothing to score against. Leave --score out, or give a labelled file."
         )
-    return None if labels is None else torch.from_numpy(labels)
+    return rows
 
 
-def predict(run: SavedRun, task: Task, rows: Rows, *, batch_size: int, device: str) -> Tensor:
-    """The student's logits [N, C] float32 (regression: [N, 1] scores), in the order of the rows.
+def predict(
+    run: SavedRun, task: Task, rows: Rows, *, batch_size: int, device: str
+) -> tuple[Tensor, Split]:
+    """The student's logits, and the tokens they are for.
+
+    Returns:
+        [N, C] float32 (regression: [N, 1] scores) in the order of the rows, or [W, L, 2] for the
+        windows of questions; and the tokenised rows.
 
     Raises:
         UsageError: the student is missing, unreadable, not of this task, or gives no finite
@@ -189,14 +218,15 @@ def predict(run: SavedRun, task: Task, rows: Rows, *, batch_size: int, device: s
     model = load_classifier(folder, task, option=f"RUN/{STUDENT}", own_head=True)
     _check_head(model.config, task)
     where = pick_device(device)
-    split = tokenize(rows, task, tokenizer, run.config.batching.max_length)
+    split = tokenize(rows, task, tokenizer, run.config.batching.max_length, run.config.span)
     logits = predict_logits(on_device(model, where), split, batch_size=batch_size, device=where)
-    if not bool(torch.isfinite(logits).all()):
+    finite = finite_spans(logits, split) if task.is_span else bool(torch.isfinite(logits).all())
+    if not finite:
         raise UsageError(
             f"RUN: the student in {folder} gives numbers that are not finite: its training "
             f"diverged. Train again with a lower --optim.learning_rate."
         )
-    return logits
+    return logits, split
 
 
 def _check_head(config: Any, task: Task) -> None:

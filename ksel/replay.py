@@ -37,6 +37,7 @@ from ksel.replays import (
     statistics,
     verdicts,
     was_measured,
+    was_observed,
 )
 from ksel.saved import CONFIG, POLICY, SCHEDULE, SavedRun, inputs, open_run
 from ksel.settings import parse_over
@@ -49,10 +50,10 @@ PROG = "python -m ksel.replay"
 MODES = ("validate", "schedule", "policy")
 NO_EFFECT = (
     *("agent", "name", "references", "evaluations", "rows.dev_on_the_way", "env.actions"),
-    *("episodes", "a2c", "ppo", "static", "random", "annealed"),
+    *("episodes", "method", "a2c", "ppo", "ddpg", "bandit", "static", "random", "annealed"),
 )
 """Settings that only a search, a new agent or a measurement on the way reads."""
-VALIDATE_TAKES = ("data", "teacher", "store", "device", "threads", "student.init")
+VALIDATE_TAKES = ("data", "teacher", "teachers", "store", "device", "threads", "student.init")
 """Settings under ``validate``: files may have moved; all else must be the run's."""
 
 
@@ -95,11 +96,13 @@ class Player:
         soft: True if actions are weights.
         measure: whether rewards are measured, as the run did with its final student: a policy
             that learned observes what is measured, and the record holds the rewards.
+        observe: whether each decision is observed, as the run did.
         policy, actions: one of the two.
     """
 
     soft: bool
     measure: bool
+    observe: bool
     policy: Policy | None
     actions: np.ndarray | None
 
@@ -170,8 +173,9 @@ def parse(argv: Sequence[str]) -> Request:
         if key != "out" and value != _flat(run.config)[key]
     }
     _check_changes(own.mode, changed)
-    if not get_agent(run.config.agent).learns:
-        check_unrewarded(config)
+    info = get_agent(run.config.agent)
+    if not info.learns:
+        check_unrewarded(config, observes=info.observes)
     if config.task != run.config.task and config.task != "custom":
         config = replace(config, custom=CustomTaskConfig())
     schedule = read_schedule(run.folder / SCHEDULE)
@@ -194,6 +198,7 @@ def _check_run(mode: str, run: SavedRun, schedule: Schedule) -> None:
         return
     logged_actions(schedule, schedule.pool)
     was_measured(schedule)
+    was_observed(schedule)
     if mode == "validate":
         load_weights(run.needs_student())
 
@@ -264,15 +269,16 @@ def _player(request: Request, setup: Setup) -> Player:
         shapes = {n: tuple(s.shape or ()) for n, s in DistillationEnv(setup=setup).spaces.items()}
         folder = request.run.folder / POLICY
         policy = load_policy(folder, pool=setup.pool.names, observation=shapes)
-        return Player(policy.soft, policy.learns, policy, None)
+        observes = get_agent(policy.name).observes
+        return Player(policy.soft, policy.learns, observes, policy, None)
     schedule = request.schedule
     if request.mode == "validate":
         actions = logged_actions(schedule, setup.pool.names)
     else:
-        actions, line = carried_actions(schedule, setup, request.run.config.env.phase_steps)
+        actions, line = carried_actions(schedule, setup, request.run.config)
         if line is not None and line not in request.said:
             request.said.append(line)
-    return Player(schedule.soft, was_measured(schedule), None, actions)
+    return Player(schedule.soft, was_measured(schedule), was_observed(schedule), None, actions)
 
 
 def _play(
@@ -291,10 +297,14 @@ def _play(
 
     recorder = Recorder(env, STAGE, writer, on_decision=show)
     if player.policy is not None:
-        played = play(player.policy, recorder, seed=seed, measure=player.measure)
+        played = play(
+            player.policy, recorder, seed=seed, measure=player.measure, observe=player.observe
+        )
     else:
         assert player.actions is not None
-        played = follow(player.actions, recorder, seed=seed, measure=player.measure)
+        played = follow(
+            player.actions, recorder, seed=seed, measure=player.measure, observe=player.observe
+        )
     bar.close()
     metrics = evaluate_dev(
         setup.student,
@@ -303,6 +313,7 @@ def _play(
         rows=None,
         batch_size=setup.config.batching.eval_size,
         device=setup.device,
+        span=setup.config.span,
     )
     return Replay(
         seed,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.setup import Setup
+from ksel.stages import decision_count, stage_ends, stage_shares
 from ksel.trajectory import DecisionRow, Schedule
 
 STAGE = "final"
@@ -158,14 +159,14 @@ def logged_actions(schedule: Schedule, pool: Sequence[str]) -> np.ndarray:
 
 
 def carried_actions(
-    schedule: Schedule, setup: Setup, phase_steps: int
+    schedule: Schedule, setup: Setup, run: RunConfig
 ) -> tuple[np.ndarray, str | None]:
     """The logged actions for another student, stretched in relative time if its budget is another.
 
     Args:
         schedule: of the run.
         setup: what they are to be played in.
-        phase_steps: updates of one decision in the run.
+        run: settings of the run.
 
     Returns:
         [D, K] actions, and a line that says how they were stretched, or None.
@@ -174,14 +175,14 @@ def carried_actions(
         UsageError: the schedule has no final student, is one of another pool, or was cut short.
     """
     logged = logged_actions(schedule, setup.pool.names)
-    whole = math.ceil(_budget(schedule) / phase_steps)
+    whole = _decisions(run, _budget(schedule))
     if len(logged) < whole:
         raise UsageError(
             f"RUN: the final student's schedule ends after {len(logged)} of {whole} decisions "
             f"(interrupted, or diverged), so it cannot be carried over. Give a run that came to "
             f"its end, or use --mode policy."
         )
-    wanted = math.ceil(setup.updates / setup.config.env.phase_steps)
+    wanted = _decisions(setup.config, setup.updates)
     if wanted == whole:
         return logged, None
     line = (
@@ -189,6 +190,11 @@ def carried_actions(
         f"relative time (decision i takes the logged one number floor(i x {whole} / {wanted}))"
     )
     return logged[stretched(whole, wanted)], line
+
+
+def _decisions(config: RunConfig, updates: int) -> int:
+    ends = stage_ends(stage_shares(config.stages), updates)
+    return decision_count(ends, config.env.phase_steps)
 
 
 def stretched(logged: int, wanted: int) -> np.ndarray:
@@ -206,6 +212,11 @@ def was_measured(schedule: Schedule) -> bool:
     if not isinstance(measured, bool):
         raise _unsaid("whether rewards were measured")
     return measured
+
+
+def was_observed(schedule: Schedule) -> bool:
+    """Whether the run observed the student before each decision, which measuring does anyway."""
+    return bool(schedule.meta.get("observed", False)) or was_measured(schedule)
 
 
 def _budget(schedule: Schedule) -> int:

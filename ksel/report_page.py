@@ -180,6 +180,10 @@ def _summary_table(run: Run) -> str:
     if not students and not teacher:
         return missing("No student was finished before the run ended: there is nothing to sum up.")
     models = [{**teacher, "name": f"teacher: {teacher.get('name', 'unknown')}"}] if teacher else []
+    models += [
+        {**other, "name": f"teacher {i}: {other.get('name', 'unknown')}"}
+        for i, other in enumerate(teacher.get("others") or [], 2)
+    ]
     models += students
     metrics = list(dict.fromkeys(key for model in models for key in model.get("metrics") or {}))
     rows = [
@@ -360,7 +364,10 @@ def _settings(run: Run) -> str:
             f"<details><summary>{title}</summary>{table(['name', 'value'], rows)}</details>"
         ).replace("<table>", '<table class="facts">')
 
-    body = facts("Teacher", run.teacher or _teacher(run))
+    teacher = dict(run.teacher or _teacher(run))
+    others = teacher.pop("others", None) or []
+    body = facts("Teacher", teacher)
+    body += "".join(facts(f"Teacher {i}", other) for i, other in enumerate(others, 2))
     if run.config_text:
         body += (
             "<details><summary>Settings (config.yaml)</summary>"

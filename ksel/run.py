@@ -14,26 +14,26 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from agents.fixed import static_policy
+from agents.fixed import FixedPolicy, static_policy
 from agents.make import check_settings, get_agent, make_agent, resolve_actions
-from agents.policy import Policy
+from agents.policy import Learner, Policy
 from agents.rollout import Played, play, search
-from agents.stable_baselines import SB3Agent
 from envs.distillation import DistillationEnv
 from envs.recording import Recorder
 from ksel.artifacts import make_run_folder, seconds_per_example, write_settings
 from ksel.checks import check_unrewarded
 from ksel.cli import INTERRUPTED_EXIT, guard, quiet_libraries, shielded
 from ksel.config import RunConfig
+from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.evaluation import evaluate_dev
 from ksel.files import write_json
-from ksel.knowledge import KINDS
+from ksel.knowledge import KINDS, kind_of
 from ksel.leaving import Job, fail, leave, stopped, write_schedule, write_student
 from ksel.models import parameter_count
 from ksel.saved import inputs
 from ksel.settings import layer_names, parse_run
-from ksel.setup import Setup, prepare, resolve_threads
+from ksel.setup import Setup, episode_updates, prepare, resolve_threads
 from ksel.summary import describe, opening_lines, print_summary
 from ksel.tracking import Progress, Tracker, training_loss
 from ksel.trajectory import ScheduleWriter
@@ -45,8 +45,9 @@ def main(argv: list[str]) -> int:
     config = parse_run(argv)
     check_settings(config)
     check_references(config, None)
-    if not get_agent(config.agent).learns:
-        check_unrewarded(config)
+    info = get_agent(config.agent)
+    if not info.learns:
+        check_unrewarded(config, observes=info.observes)
     soft = resolve_actions(config.agent, config.env.actions)
     config = resolve_threads(config)
     folder = make_run_folder(config)
@@ -88,7 +89,7 @@ def _work(job: Job) -> None:
     job.config = config = setup.config
     write_settings(job.folder, config, setup.origin)
     check_references(config, setup.pool.names)
-    episode = max(1, round(setup.updates * config.episodes.share))
+    episode = episode_updates(config, setup.updates)
     env = DistillationEnv(setup=setup, soft=soft)
     agent = make_agent(config, setup.pool.names, spaces.Dict(env.spaces), env.action_space)
     for line in opening_lines(setup, episode if agent.learns else None):
@@ -111,16 +112,22 @@ def _work(job: Job) -> None:
         tracker.layout()
         job.stage = "teacher"
         _measure_teacher(job, setup, tracker)
-        if isinstance(agent, SB3Agent):
+        policy: Policy
+        if isinstance(agent, FixedPolicy):
+            policy = agent
+        else:
             job.stage, job.learner = "search", agent
             search_env = DistillationEnv(setup=setup, soft=soft, updates=episode)
             _search(job, agent, search_env, tracker)
-        policy: Policy = agent.frozen() if isinstance(agent, SB3Agent) else agent
+            policy = agent.frozen()
         # From here on the student is the final one, also if Ctrl-C comes before its first update.
         setup.distiller.reset(config.seed, setup.updates)
         job.stage, job.policy = "final", policy
-        job.writer.meta["measured"] = policy.learns
-        _distil(job, policy, env, "final", "selected", tracker, measure=policy.learns)
+        observes = get_agent(config.agent).observes
+        job.writer.meta |= {"measured": policy.learns, "observed": observes}
+        _distil(
+            job, policy, env, "final", "selected", tracker, measure=policy.learns, observe=observes
+        )
         write_student(job)
         for name in config.references:
             job.stage = f"reference:{name}"
@@ -152,7 +159,7 @@ def check_references(config: RunConfig, pool: Sequence[str] | None) -> None:
 
 def _are_kinds(specs: Sequence[str]) -> bool:
     """False where the pool has mistakes of its own, which are told when it is built."""
-    return bool(specs) and all(spec.partition("/")[0] in KINDS for spec in specs)
+    return bool(specs) and all(kind_of(spec) in KINDS for spec in specs)
 
 
 def _mask(reference: str) -> list[str]:
@@ -163,24 +170,32 @@ def _mask(reference: str) -> list[str]:
 
 
 def _measure_teacher(job: Job, setup: Setup, tracker: Tracker) -> None:
-    model = setup.teacher.model
-    metrics = _dev(setup, model, None)
-    job.teacher = {
-        **setup.teacher.record,
-        "data": setup.origin,
-        "metrics": metrics,
-        "parameters": parameter_count(model),
-        "ms_per_example": _milliseconds(setup, model),
-    }
-    tracker.log("teacher", 0, {f"teacher/{name}": value for name, value in metrics.items()})
+    """Score each teacher; ``teacher.json`` is the first one's, with the ``others`` in it."""
+    records = []
+    for number, teacher in enumerate(setup.teachers):
+        model, dev = teacher.model, setup.dev_as_read[number]
+        metrics = _dev(setup, model, None, dev)
+        records.append(
+            {
+                **teacher.record,
+                "data": setup.origin,
+                "metrics": metrics,
+                "parameters": parameter_count(model),
+                "ms_per_example": _milliseconds(setup, model, dev),
+            }
+        )
+        name = f"teacher {number + 1}" if number else "teacher"
+        values = {f"{name.replace(' ', '_')}/{key}": value for key, value in metrics.items()}
+        tracker.log("teacher", 0, values)
+        job.progress.say(f"{name}: {describe(setup.teacher_shapes[number], model)}; {_words(metrics)}")
+    job.teacher = {**records[0], "others": records[1:]}
     write_json(job.folder / "teacher.json", job.teacher)
-    job.progress.say(f"teacher: {describe(setup.teacher_shape, model)}; {_words(metrics)}")
 
 
-def _search(job: Job, agent: SB3Agent, env: DistillationEnv, tracker: Tracker) -> None:
+def _search(job: Job, agent: Learner, env: DistillationEnv, tracker: Tracker) -> None:
     assert job.writer is not None
     episodes = job.config.episodes.count
-    decisions = math.ceil(env.updates / job.config.env.phase_steps)
+    decisions = env.decisions()
     bar = job.progress.stage(f"search ({episodes} episodes)", episodes * decisions)
 
     def show(update: int, reward: float, info: dict[str, Any]) -> None:
@@ -221,6 +236,7 @@ def _distil(
     tracker: Tracker,
     *,
     measure: bool,
+    observe: bool = False,
 ) -> None:
     """Distil one student, evaluate it on the way and at the end, and note the figures."""
     assert job.writer is not None
@@ -250,6 +266,7 @@ def _distil(
         recorder,
         seed=job.config.seed,
         measure=measure,
+        observe=observe,
         on_update=_at_marks(marks, on_the_way),
     )
     metrics = _dev(setup, setup.student, None)
@@ -302,22 +319,26 @@ def _figures(
     }
 
 
-def _dev(setup: Setup, model: Any, rows: int | None) -> dict[str, float]:
-    sizes = [min(rows or len(split), len(split)) for split in setup.dev.values()]
+def _dev(
+    setup: Setup, model: Any, rows: int | None, dev: dict[str, Split] | None = None
+) -> dict[str, float]:
+    dev = dev or setup.dev
+    sizes = [min(rows or len(split), len(split)) for split in dev.values()]
     with setup.ledger.time("dev", sum(sizes)):
         return evaluate_dev(
             model,
             setup.task,
-            setup.dev,
+            dev,
             rows=rows,
             batch_size=setup.config.batching.eval_size,
             device=setup.device,
+            span=setup.config.span,
         )
 
 
-def _milliseconds(setup: Setup, model: Any) -> float:
-    dev = next(iter(setup.dev.values()))
-    return 1000 * seconds_per_example(model, dev, setup.device)
+def _milliseconds(setup: Setup, model: Any, dev: dict[str, Split] | None = None) -> float:
+    first = next(iter((dev or setup.dev).values()))
+    return 1000 * seconds_per_example(model, first, setup.device)
 
 
 def _words(metrics: dict[str, float]) -> str:

@@ -103,7 +103,10 @@ def inputs(setup: Setup) -> dict[str, str]:
     return {
         "training rows": _rows(setup.train),
         "reward rows": _rows(setup.reward),
-        "teacher": weights_fingerprint(setup.teacher.model),
+        **{
+            f"teacher {i}" if i > 1 else "teacher": weights_fingerprint(teacher.model)
+            for i, teacher in enumerate(setup.teachers, 1)
+        },
         "student's start": weights_fingerprint(setup.student),
     }
 

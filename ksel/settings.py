@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -22,11 +23,13 @@ from jsonargparse import (
 
 from ksel.checks import check_config
 from ksel.config import RunConfig
-from ksel.errors import UsageError
+from ksel.errors import UsageError, unknown_name
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 QUICK = "quick.yaml"
+METHODS = "methods"
+"""Folder of configs/ with one file per published method."""
 
 
 class _Help(DefaultHelpFormatter):
@@ -35,6 +38,8 @@ class _Help(DefaultHelpFormatter):
     def _expand_help(self, action: argparse.Action) -> str:
         text = super()._expand_help(action)
         text = re.sub(r"type: Literal\[[^]]*\], ", "", text)
+        text = re.sub(r"list\[StageConfig\]", "list of {pool, share, learning_rate}", text)
+        text = re.sub(r"dict\[str,\s+Literal\[([^]]*)\]\]", r"mapping of names to \1", text)
         return re.sub(
             r"list\[Literal\[([^]]*)\]\]", lambda m: f"list of {m[1].replace(chr(39), '')}", text
         )
@@ -68,7 +73,8 @@ def build_parser(prog: str = "python -m ksel.run") -> ArgumentParser:
         formatter_class=_Help,
         epilog=(
             "Layers, each over the one before: defaults; configs/quick.yaml (without --config, "
-            "--data DIR and --data hub); configs/agents/AGENT.yaml; --config files; the command line."
+            "--data DIR and --data hub); configs/agents/AGENT.yaml; configs/methods/METHOD.yaml; "
+            f"--config files; the command line. Methods: {', '.join(method_names())}."
         ),
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; repeatable.")
@@ -90,7 +96,32 @@ def parse_run(argv: Sequence[str]) -> RunConfig:
         UsageError: an unknown or contradictory setting, or a value out of its range.
         SystemExit: after ``--help`` or ``--print_config``.
     """
-    return _parse(build_parser(), [*_layers(argv), *argv])
+    words = spread_lists(argv)
+    return _parse(build_parser(), [*_layers(words), *words])
+
+
+def spread_lists(argv: Sequence[str]) -> list[str]:
+    """``--teachers A B C`` as the one list that the parser takes."""
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word != "--teachers" or not rest or rest[0].startswith(("-", "[")):
+            words.append(word)
+            continue
+        names = []
+        while rest and not rest[0].startswith("-"):
+            names.append(rest.pop(0))
+        words += ["--teachers", json.dumps(names)]
+    return words
+
+
+def method_names() -> list[str]:
+    """The published methods, by the names that ``--method`` takes."""
+    folder = Path(_packaged(METHODS))
+    return sorted(
+        path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")
+    )
 
 
 def parse_over(saved: Path, argv: Sequence[str], prog: str) -> RunConfig:
@@ -104,7 +135,7 @@ def parse_over(saved: Path, argv: Sequence[str], prog: str) -> RunConfig:
     Raises:
         UsageError: an unknown or contradictory setting, or a value out of its range.
     """
-    return _parse(build_parser(prog), ["--config", str(saved), *argv])
+    return _parse(build_parser(prog), ["--config", str(saved), *spread_lists(argv)])
 
 
 def config_from_dict(values: dict[str, Any]) -> RunConfig:
@@ -154,6 +185,7 @@ def config_to_yaml(config: RunConfig) -> str:
     values = asdict(config)
     for name in ("data", "teacher"):
         values[name] = _absolute(values[name])
+    values["teachers"] = [_absolute(name) for name in values["teachers"]]
     values["student"]["init"] = _absolute(values["student"]["init"])
     values["custom"]["score_range"] = list(values["custom"]["score_range"])
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
@@ -173,16 +205,33 @@ def layer_names(argv: Sequence[str]) -> list[str]:
     files = _values(argv, "--config")
     data = _values(argv, "--data")
     layers = [QUICK] if not files and (not data or data[-1] == "builtin") else []
-    agent = RunConfig.agent
+    agent: str = RunConfig.agent
+    method: str | None = None
+    given = []
     for file in files:
         values = read_yaml(Path(file))
         _check_names(values)
+        given.append(values)
+        method = values.get("method", method)
+    words = _values(argv, "--method")
+    method = words[-1] if words else method
+    below = []
+    if method not in (None, "null"):
+        below = [f"{METHODS}/{_method(str(method))}.yaml"]
+        given.insert(0, read_yaml(Path(_packaged(below[0]))))
+    for values in given:
         agent = str(values.get("agent", agent))
     agent = (_values(argv, "--agent") or [agent])[-1]
     own = f"agents/{agent}.yaml"
     if (resources.files("configs") / own).is_file():
         layers.append(own)
-    return layers
+    return [*layers, *below]
+
+
+def _method(name: str) -> str:
+    if name not in method_names():
+        raise unknown_name("method", name, method_names(), "--method")
+    return name
 
 
 def _packaged(name: str) -> str:
@@ -214,8 +263,35 @@ def _finish(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
     values = vars(instantiate(parsed))
     config = RunConfig(**{f.name: values[f.name] for f in fields(RunConfig)})
     _refuse_null("", config)
+    config = _for_each_teacher(config)
     check_config(config)
     return config
+
+
+def _for_each_teacher(config: RunConfig) -> RunConfig:
+    """Write ``kind@*``, a signal of each teacher, out: ``kind``, ``kind@2``, ..."""
+    count = len(config.teachers) or 1
+
+    def out(spec: str) -> list[str]:
+        if not spec.endswith("@*"):
+            return [spec]
+        bare = spec.removesuffix("@*")
+        return [bare, *(f"{bare}@{i}" for i in range(2, count + 1))]
+
+    def lists(specs: list[str]) -> list[str]:
+        return [name for spec in specs for name in out(spec)]
+
+    def tables(values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for spec, value in values.items() for name in out(spec)}
+
+    knowledge = replace(
+        config.knowledge,
+        pool=lists(config.knowledge.pool),
+        weights=tables(config.knowledge.weights),
+        weight_schedules=tables(config.knowledge.weight_schedules),
+    )
+    stages = [replace(stage, pool=lists(stage.pool)) for stage in config.stages]
+    return replace(config, knowledge=knowledge, stages=stages)
 
 
 def _groups() -> list[str]:

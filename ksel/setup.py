@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,19 +31,21 @@ from ksel.ledger import Ledger
 from ksel.models import check_inputs, on_device
 from ksel.observing import Watched
 from ksel.signals import CachePlan, TeacherSource, open_source
+from ksel.stages import Stage, build_stages, stage_ends, stage_shares
 from ksel.students import StudentPlan, build_student, check_vocabulary, plan_student
 from ksel.tasks import Task
 from ksel.teachers import (
     Located,
     Outline,
     Teacher,
-    locate_teacher,
-    open_teacher,
+    locate_teachers,
+    open_teachers,
     open_tokenizer,
     outline_teacher,
+    same_tokens,
 )
 from ksel.tracking import Progress, Silent
-from ksel.types import Needs, Shape
+from ksel.types import Needs, Shape, TeacherView
 
 
 @dataclass
@@ -57,11 +58,11 @@ class Setup:
         origin: where the data came from, for people.
         builtin: True if the data are the generated corpus.
         train, reward: tokenised slices of the training file; disjoint.
-        dev: dev split name -> tokenised rows.
-        tokenizer: of teacher and student.
-        teacher: the teacher.
+        dev_as_read: for each teacher, dev split name -> the rows in its tokens.
+        tokenizer: of the student and the first teacher.
+        teachers: the teachers, in the order of the settings.
         plan: shape and start of the student.
-        student_shape, teacher_shape: shapes of the two models.
+        student_shape, teacher_shapes: shapes of the models.
         pool: the knowledge pool.
         distiller: the student in training; all environments of this setup share it.
         updates: the step budget of a full distillation (optimiser updates).
@@ -77,12 +78,12 @@ class Setup:
     builtin: bool
     train: Split
     reward: Split
-    dev: dict[str, Split]
+    dev_as_read: list[dict[str, Split]]
     tokenizer: PreTrainedTokenizerBase
-    teacher: Teacher
+    teachers: list[Teacher]
     plan: StudentPlan
     student_shape: Shape
-    teacher_shape: Shape
+    teacher_shapes: tuple[Shape, ...]
     pool: KnowledgePool
     distiller: Distiller
     updates: int
@@ -95,6 +96,21 @@ class Setup:
     def student(self) -> PreTrainedModel:
         """The student, with the weights it has now."""
         return self.distiller.student
+
+    @property
+    def dev(self) -> dict[str, Split]:
+        """Dev split name -> the rows in the student's tokens."""
+        return self.dev_as_read[0]
+
+    @property
+    def teacher(self) -> Teacher:
+        """The first teacher: the student has its tokenizer and architecture."""
+        return self.teachers[0]
+
+    @property
+    def teacher_shape(self) -> Shape:
+        """Shape of the first teacher."""
+        return self.teacher_shapes[0]
 
 
 def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Setup:
@@ -117,44 +133,60 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
     fallbacks: list[str] = []
     source, (train, reward, dev) = _rows(config, _loud(progress, fallbacks))
     _say_data(progress, source, train, reward, dev)
-    located = locate_teacher(config.teacher, progress.say)
-    if located.fallback:
-        fallbacks.append(located.fallback)
+    located = locate_teachers(config.teachers or [config.teacher], progress.say)
+    fallbacks += [one.fallback for one in located if one.fallback]
     if isinstance(progress, Silent):
         for fallback in fallbacks:
             warnings.warn(fallback, stacklevel=2)
     config = _as_found(config, source, located)
-    tokenizer = open_tokenizer(located, _texts(source.train))
-    outline = outline_teacher(located, tokenizer, config.batching.max_length)
-    updates = step_budget(config, len(train))
-    plan, pool = _plan(config, source.task, outline)
-    tokens = partial(
-        tokenize, task=source.task, tokenizer=tokenizer, max_length=config.batching.max_length
-    )
-    everything = tokens(source.train)
-    teacher = _teacher(config, located, source, everything, tokenizer, device, progress)
-    student = _student(config, plan, teacher, source.task, tokenizer, device, progress.say)
-    rows = everything.take(train.idx)
-    signals = _signals(config, teacher, outline.shape, rows, pool, ledger, device, progress)
-    watched = _watched(config, source.task, plan.shape, outline.shape)
+    task = source.task
+    tokenizers = [open_tokenizer(one, _texts(source.train)) for one in located]
+    outlines = [
+        outline_teacher(one, task, tokenizer, config.batching.max_length)
+        for one, tokenizer in zip(located, tokenizers, strict=True)
+    ]
+    views = [
+        TeacherView(outline.shape, same_tokens(tokenizers[0], tokenizer))
+        for outline, tokenizer in zip(outlines, tokenizers, strict=True)
+    ]
+    plan, pool = _plan(config, task, outlines[0], views)
+    stages = build_stages(config.stages, pool.names, config.optim.learning_rate)
+    everything = _tokenized(config, task, source.train, tokenizers, views)
+    read = {
+        name: _tokenized(config, task, split, tokenizers, views) for name, split in dev.items()
+    }
+    rows = [split.examples(train.idx) for split in everything]
+    updates = step_budget(config, len(rows[0]))
+    _check_stages(config, stage_shares(config.stages), updates)
+    teachers = _teachers(config, located, source, everything, tokenizers, device, progress)
+    student = _student(config, plan, teachers[0], task, tokenizers[0], device, progress.say)
+    sources = [
+        _signals(config, number, teachers, views, rows, pool, ledger, device, progress)
+        for number in range(len(teachers))
+    ]
+    watched = _watched(config, task, plan.shape, views[0].shape)
     return Setup(
         config=config,
-        task=source.task,
+        task=task,
         origin=source.origin,
         builtin=source.builtin,
-        train=rows,
-        reward=everything.take(reward.idx),
-        dev={name: tokens(split) for name, split in dev.items()},
-        tokenizer=tokenizer,
-        teacher=teacher,
+        train=rows[0],
+        reward=everything[0].examples(reward.idx),
+        dev_as_read=[
+            {name: splits[i] for name, splits in read.items()} for i in range(len(located))
+        ],
+        tokenizer=tokenizers[0],
+        teachers=teachers,
         plan=plan,
         student_shape=plan.shape,
-        teacher_shape=outline.shape,
+        teacher_shapes=tuple(view.shape for view in views),
         pool=pool,
-        distiller=_distiller(config, student, pool, signals, rows, watched, ledger),
+        distiller=_distiller(
+            config, student, pool, sources, rows[0], stages, updates, watched, ledger
+        ),
         updates=updates,
         fallbacks=fallbacks,
-        signals="cached" if signals.cached else "live",
+        signals=", ".join(dict.fromkeys("cached" if s.cached else "live" for s in sources)),
         ledger=ledger,
         device=device,
     )
@@ -173,17 +205,67 @@ def _rows(
     return source, three_way(numbered, config.rows, config.seed, config.batching.size)
 
 
-def _plan(config: RunConfig, task: Task, outline: Outline) -> tuple[StudentPlan, KnowledgePool]:
+def _plan(
+    config: RunConfig, task: Task, outline: Outline, views: list[TeacherView]
+) -> tuple[StudentPlan, KnowledgePool]:
     """Student and pool as the settings ask, checked before any weights are loaded."""
+    if task.is_span and not all(view.same_tokens for view in views):
+        raise UsageError(
+            f"--teachers: task {task.name} compares windows of tokens, so its teachers need one "
+            f"tokenizer. Leave out those with another."
+        )
     plan = plan_student(config.student, outline.shape, has_pretrained=outline.has_pretrained)
     pool = build_pool(
         config.knowledge,
         task=task,
         student=plan.shape,
-        teacher=outline.shape,
+        teachers=views,
         seed=config.seed,
     )
+    taught = {type.source for type in pool if type.teacher}
+    for number in range(1, len(views)):
+        if number not in taught:
+            raise UsageError(
+                f"--teachers: no knowledge type takes a signal of teacher {number + 1}. Add one, "
+                f"such as response@{number + 1}, to --knowledge.pool, or leave that teacher out."
+            )
+    coupled = [type.spec for type in pool if type.couples]
+    if coupled and config.optim.accumulate > 1:
+        raise UsageError(
+            f"--optim.accumulate {config.optim.accumulate}: {', '.join(coupled)} compares the "
+            f"examples of a batch, which micro-batches would change. Set it to 1, or take these "
+            f"out of --knowledge.pool."
+        )
     return plan, pool
+
+
+def _tokenized(
+    config: RunConfig,
+    task: Task,
+    rows: Rows,
+    tokenizers: list[PreTrainedTokenizerBase],
+    views: list[TeacherView],
+) -> list[Split]:
+    """The rows as each teacher reads them; those with the student's tokenizer share them."""
+    splits: list[Split] = []
+    for tokenizer, view in zip(tokenizers, views, strict=True):
+        if splits and view.same_tokens:
+            splits.append(splits[0])
+            continue
+        length = config.batching.max_length
+        splits.append(tokenize(rows, task, tokenizer, length, config.span))
+    return splits
+
+
+def _check_stages(config: RunConfig, shares: tuple[float, ...], updates: int) -> None:
+    """Refuse a budget, of the run or of a search episode, that leaves a stage without an update."""
+    stage_ends(shares, updates)
+    stage_ends(shares, episode_updates(config, updates))
+
+
+def episode_updates(config: RunConfig, updates: int) -> int:
+    """Optimiser updates of one search episode, ``updates`` being those of the run."""
+    return max(1, round(updates * config.episodes.share))
 
 
 def _student(
@@ -223,20 +305,24 @@ def _distiller(
     config: RunConfig,
     student: PreTrainedModel,
     pool: KnowledgePool,
-    signals: TeacherSource,
+    sources: list[TeacherSource],
     train: Split,
+    stages: tuple[Stage, ...],
+    updates: int,
     watched: Watched,
     ledger: Ledger,
 ) -> Distiller:
     parts = DistillerParts(
         student=student,
         pool=pool,
-        source=signals,
+        sources=tuple(sources),
         train=train,
         batch_size=config.batching.size,
         bucket=config.batching.bucket,
         optim=config.optim,
         knowledge=config.knowledge,
+        stages=stages,
+        updates=updates,
         watched=watched,
         dropout=config.student.dropout,
         seed=config.seed,
@@ -311,10 +397,13 @@ def _loud(progress: Progress | Silent, fallbacks: list[str]) -> Callable[[str], 
     return say
 
 
-def _as_found(config: RunConfig, source: Source, located: Located) -> RunConfig:
-    """The settings with data and teacher named, so that a repeat takes the same again."""
+def _as_found(config: RunConfig, source: Source, located: list[Located]) -> RunConfig:
+    """The settings with data and teachers named, so that a repeat takes the same again."""
     data = config.data or ("builtin" if source.builtin else "hub")
-    return replace(config, data=data, teacher=located.option)
+    options = [one.option for one in located]
+    if config.teachers:
+        return replace(config, data=data, teachers=options)
+    return replace(config, data=data, teacher=options[0])
 
 
 def _texts(rows: Rows) -> list[str]:
@@ -333,15 +422,15 @@ def _say_data(
     progress.say(f"data: {source.task.name} from {source.origin}: {', '.join(sizes)}")
 
 
-def _teacher(
+def _teachers(
     config: RunConfig,
-    located: Located,
+    located: list[Located],
     source: Source,
-    split: Split,
-    tokenizer: PreTrainedTokenizerBase,
+    splits: list[Split],
+    tokenizers: list[PreTrainedTokenizerBase],
     device: torch.device,
     progress: Progress | Silent,
-) -> Teacher:
+) -> list[Teacher]:
     bar = None
 
     def advance(update: int, updates: int, loss: float) -> None:
@@ -351,12 +440,13 @@ def _teacher(
         bar.advance(loss=loss)
         if update == updates:
             bar.close()
+            bar = None
 
-    return open_teacher(
+    return open_teachers(
         located,
         source.task,
-        tokenizer,
-        split,
+        tokenizers,
+        splits,
         config.fine_tune,
         store_folder(config),
         device,
@@ -367,33 +457,40 @@ def _teacher(
 
 def _signals(
     config: RunConfig,
-    teacher: Teacher,
-    shape: Shape,
-    train: Split,
+    number: int,
+    teachers: list[Teacher],
+    views: list[TeacherView],
+    rows: list[Split],
     pool: KnowledgePool,
     ledger: Ledger,
     device: torch.device,
     progress: Progress | Silent,
 ) -> TeacherSource:
-    cls = frozenset([shape.layers]) if "teacher_cls" in config.env.observe else frozenset()
-    needs = Needs.union(t.teacher for t in pool.types) | Needs(logits=True, cls=cls)
+    """The signals of teacher ``number`` for the training rows."""
+    shape = views[number].shape
+    needs = Needs.union(t.teacher for t in pool.types if t.source == number)
+    if number == 0:  # the one that is observed
+        cls = frozenset([shape.layers]) if "teacher_cls" in config.env.observe else frozenset()
+        needs = needs | Needs(logits=True, cls=cls)
     plan = CachePlan(
-        teacher=teacher.model,
-        split=train,
+        teacher=teachers[number].model,
+        split=rows[number],
         needs=needs,
         dtype=config.signals.dtype,
         batch_size=config.batching.eval_size,
         device=device,
         bf16=config.optim.bf16 and device.type == "cuda",
+        own_tokens=not views[number].same_tokens,
     )
+    name = "teacher signals" if len(teachers) == 1 else f"signals of teacher {number + 1}"
     bar = None
 
-    def advance(rows: int) -> None:
+    def advance(done: int) -> None:
         nonlocal bar
         if bar is None:
-            bar = progress.stage("teacher signals", len(train))
-        bar.advance(rows)
-        if bar.done >= len(train):
+            bar = progress.stage(name, len(plan.split))
+        bar.advance(done)
+        if bar.done >= len(plan.split):
             bar.close()
 
     return open_source(

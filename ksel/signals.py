@@ -24,6 +24,9 @@ from ksel.types import LAYERED, POOLED, Batch, Needs, Shape, Signals
 
 FORMAT = 2
 
+Array2D = tuple[int, int]
+"""Rows and columns of an array."""
+
 
 class TeacherSource(Protocol):
     """Gives the teacher's signals for a batch.
@@ -40,20 +43,38 @@ class TeacherSource(Protocol):
 
 
 class LiveTeacher:
-    """Runs the teacher on each batch it is asked for."""
+    """Runs the teacher on each batch it is asked for.
+
+    Args:
+        teacher: the model.
+        ledger: where its forwards are counted.
+        bf16: run it under bfloat16 autocast (CUDA only).
+        split: the training rows in the tokens of the teacher's own tokenizer; None where it reads
+            the student's. Its signals then are those of the rows with the batch's ids.
+    """
 
     cached = False
 
-    def __init__(self, teacher: PreTrainedModel, ledger: Ledger, *, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        ledger: Ledger,
+        *,
+        bf16: bool = False,
+        split: Split | None = None,
+    ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.tap = Tap(teacher, bf16=bf16)
         self.ledger = ledger
+        self.split = split
 
     def __call__(self, batch: Batch, needs: Needs) -> Signals:
         """One teacher forward, in evaluation mode and without gradients."""
         if not needs:
             return Signals()
         self.teacher.eval()
+        if self.split is not None:
+            batch = self.split.batch(batch.ids.cpu().numpy()).to(batch.input_ids.device)
         with self.ledger.time("teacher", len(batch)), torch.no_grad():
             signals = self.tap(batch, needs)
         return _as_float32(signals)
@@ -71,15 +92,20 @@ class CachedTeacher:
 
     Args:
         arrays: name -> array; ``logits`` [N, classes], ``cls/<layer>`` [N, h], and for token
-            kinds ``<kind>/<layer>`` [tokens, h] with the examples one after the other.
+            kinds ``<kind>/<layer>`` [tokens, h] with the examples one after the other; of spans
+            the ``logits`` are of the tokens too, [tokens, 2].
         lengths: [N] real tokens of each example.
+        spans: True if the logits are of the tokens.
     """
 
     cached = True
 
-    def __init__(self, arrays: dict[str, np.ndarray], lengths: np.ndarray) -> None:
+    def __init__(
+        self, arrays: dict[str, np.ndarray], lengths: np.ndarray, *, spans: bool = False
+    ) -> None:
         self.arrays = arrays
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self.spans = spans
 
     @property
     def megabytes(self) -> float:
@@ -106,7 +132,8 @@ class CachedTeacher:
             states[real] = stored
             return states
 
-        signals = Signals(logits=pooled("logits") if needs.logits else None)
+        logits = tokens if self.spans else pooled
+        signals = Signals(logits=logits("logits") if needs.logits else None)
         for kind in LAYERED:
             fetch = pooled if kind in POOLED else tokens
             for layer in getattr(needs, kind):
@@ -119,18 +146,40 @@ def _positions(offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
 
 
+def _array_shapes(split: Split, needs: Needs, width: int, outputs: int) -> dict[str, Array2D]:
+    """Name -> shape of each array of a cache."""
+    rows, tokens = len(split), int(split.lengths.sum())
+    shapes: dict[str, Array2D] = {}
+    if needs.logits:
+        shapes["logits"] = (tokens if split.spans is not None else rows, outputs)
+    for kind in LAYERED:
+        for layer in sorted(getattr(needs, kind)):
+            shapes[f"{kind}/{layer}"] = (rows if kind in POOLED else tokens, width)
+    return shapes
+
+
 def cache_megabytes(split: Split, needs: Needs, shape: Shape, outputs: int, dtype: str) -> float:
     """Size that a cache of these signals would have (MB)."""
-    size = np.dtype(dtype).itemsize
-    numbers = len(split) * (outputs * needs.logits + shape.width * len(needs.cls))
-    token_layers = sum(len(getattr(needs, kind)) for kind in LAYERED if kind not in POOLED)
-    numbers += int(split.lengths.sum()) * shape.width * token_layers
-    return numbers * size / 1e6
+    shapes = _array_shapes(split, needs, shape.width, outputs)
+    numbers = sum(rows * columns for rows, columns in shapes.values())
+    return numbers * np.dtype(dtype).itemsize / 1e6
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What a cache of signals is made of, and the key that protects it."""
+    """What a cache of signals is made of, and the key that protects it.
+
+    Attributes:
+        teacher: the model.
+        split: the training rows as the teacher reads them.
+        needs: the signals.
+        dtype: ``float32`` or ``float16``.
+        batch_size: rows of one teacher forward.
+        device: where the teacher is.
+        bf16: run it under bfloat16 autocast.
+        own_tokens: True if ``split`` is in the tokens of the teacher's own tokenizer, False if in
+            the student's. Its rows have the student's numbers either way.
+    """
 
     teacher: PreTrainedModel
     split: Split
@@ -139,6 +188,7 @@ class CachePlan:
     batch_size: int
     device: torch.device
     bf16: bool
+    own_tokens: bool = False
 
     def fingerprint(self) -> str:
         """SHA-256 of the teacher's weights and architecture, tokens, signals and precision."""
@@ -158,17 +208,24 @@ class CachePlan:
         )
         return hashlib.sha256(key.encode()).hexdigest()
 
-    def shapes(self) -> dict[str, tuple[int, int]]:
+    def shapes(self) -> dict[str, Array2D]:
         """Name -> shape of each array."""
-        rows, tokens = len(self.split), int(self.split.lengths.sum())
         width = int(self.teacher.config.hidden_size)
-        shapes: dict[str, tuple[int, int]] = {}
-        if self.needs.logits:
-            shapes["logits"] = (rows, int(self.teacher.config.num_labels or 1))
-        for kind in LAYERED:
-            for layer in sorted(getattr(self.needs, kind)):
-                shapes[f"{kind}/{layer}"] = (rows if kind in POOLED else tokens, width)
-        return shapes
+        return _array_shapes(self.split, self.needs, width, self.outputs)
+
+    @property
+    def outputs(self) -> int:
+        """Width of the logits."""
+        return int(self.teacher.config.num_labels or 1)
+
+    def live(self, ledger: Ledger) -> LiveTeacher:
+        """The teacher itself."""
+        own = self.split if self.own_tokens else None
+        return LiveTeacher(self.teacher, ledger, bf16=self.bf16, split=own)
+
+    def cached(self, arrays: dict[str, np.ndarray]) -> CachedTeacher:
+        """The stored signals."""
+        return CachedTeacher(arrays, self.split.lengths, spans=self.split.spans is not None)
 
 
 Advance = Callable[[int], None]
@@ -178,7 +235,7 @@ def build_in_memory(plan: CachePlan, ledger: Ledger, advance: Advance) -> Cached
     """Run the teacher once over all rows and keep its signals in memory."""
     arrays = {name: np.empty(shape, plan.dtype) for name, shape in plan.shapes().items()}
     _fill(plan, arrays, ledger, advance)
-    return CachedTeacher(arrays, plan.split.lengths)
+    return plan.cached(arrays)
 
 
 def build_on_disk(
@@ -217,7 +274,7 @@ def build_on_disk(
     return _open(folder, plan)
 
 
-def _new_file(path: Path, dtype: str, shape: tuple[int, int]) -> np.memmap:
+def _new_file(path: Path, dtype: str, shape: Array2D) -> np.memmap:
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     # writing to a mapped page that the disk has no room for would kill the process
     reserve(path)
@@ -227,15 +284,17 @@ def _new_file(path: Path, dtype: str, shape: tuple[int, int]) -> np.memmap:
 def _fill(
     plan: CachePlan, arrays: Mapping[str, np.ndarray], ledger: Ledger, advance: Advance
 ) -> None:
-    live = LiveTeacher(plan.teacher, ledger, bf16=plan.bf16)
+    live = LiveTeacher(plan.teacher, ledger, bf16=plan.bf16)  # the batches are its own
     offsets = np.concatenate([[0], np.cumsum(plan.split.lengths)])
     for rows in evaluation_batches(plan.split, plan.batch_size):
         batch = plan.split.batch(rows).to(plan.device)
         signals = live(batch, plan.needs)
-        if signals.logits is not None:
-            _keep(arrays, "logits", rows, signals.logits)
         real = batch.attention_mask.bool()
         positions = _positions(offsets, rows)
+        if signals.logits is not None and plan.split.spans is not None:
+            _keep(arrays, "logits", positions, signals.logits[real])
+        elif signals.logits is not None:
+            _keep(arrays, "logits", rows, signals.logits)
         for kind in LAYERED:
             for layer, states in getattr(signals, kind).items():
                 target = rows if kind in POOLED else positions
@@ -258,10 +317,10 @@ def _keep(arrays: Mapping[str, np.ndarray], name: str, target: np.ndarray, value
 
 def _open(folder: Path, plan: CachePlan) -> CachedTeacher:
     arrays = {name: np.load(folder / _file(name), mmap_mode="r") for name in plan.shapes()}
-    return CachedTeacher(arrays, plan.split.lengths)
+    return plan.cached(arrays)
 
 
-def _damage(folder: Path, key: str, shapes: dict[str, tuple[int, int]]) -> str | None:
+def _damage(folder: Path, key: str, shapes: dict[str, Array2D]) -> str | None:
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         if index["key"] != key or index["format"] != FORMAT:
@@ -289,37 +348,53 @@ def open_source(
     ledger: Ledger,
     advance: Advance,
     say: Callable[[str], None],
+    *,
+    taken_mb: float = 0.0,
 ) -> TeacherSource:
-    """The teacher's signals as ``--signals.source`` asks for them.
+    """One teacher's signals as ``--signals.source`` asks for them.
 
     Args:
         settings_source: ``auto``, ``memory``, ``disk`` or ``live``.
-        limit_mb: largest cache that ``auto`` keeps in memory (MB).
+        limit_mb: largest size of all that ``auto`` keeps in memory (MB).
         plan: teacher, rows and signals.
         shape: the teacher's shape.
         store: folder of the caches on disk.
         ledger: where teacher forwards are counted.
         advance: called with the number of rows finished.
         say: called with a line for the user.
+        taken_mb: what the signals of other teachers take in memory already (MB).
 
     Raises:
-        UsageError: the disk is full, or the memory limit is not positive.
+        UsageError: the disk is full, the memory limit is not positive, or signals of tokens are
+            asked of a teacher whose tokens are not the student's.
     """
     if limit_mb <= 0:
         raise UsageError(f"--signals.limit_mb must be positive, not {limit_mb}.")
-    size = cache_megabytes(
-        plan.split, plan.needs, shape, int(plan.teacher.config.num_labels or 1), plan.dtype
-    )
+    _check_tokens(plan)
+    size = cache_megabytes(plan.split, plan.needs, shape, plan.outputs, plan.dtype)
     source = settings_source
     if source == "auto":
-        source = "memory" if size <= limit_mb else "live"
+        source = "memory" if taken_mb + size <= limit_mb else "live"
         if source == "live":
             say(
-                f"teacher signals: {size:,.0f} MB would not fit --signals.limit_mb {limit_mb}; "
-                f"the teacher runs live on each batch"
+                f"teacher signals: {taken_mb + size:,.0f} MB would not fit --signals.limit_mb "
+                f"{limit_mb}; the teacher runs live on each batch"
             )
     if source == "live":
-        return LiveTeacher(plan.teacher, ledger, bf16=plan.bf16)
+        return plan.live(ledger)
     if source == "disk":
         return build_on_disk(plan, store, ledger, advance, say)
     return build_in_memory(plan, ledger, advance)
+
+
+def _check_tokens(plan: CachePlan) -> None:
+    """A teacher with a tokenizer of its own has nothing to say of the student's tokens."""
+    kinds = [kind for kind in LAYERED if kind not in POOLED and getattr(plan.needs, kind)]
+    if plan.needs.logits and plan.split.spans is not None:
+        kinds.append("logits")
+    if plan.own_tokens and kinds:
+        raise UsageError(
+            f"--knowledge.pool: {', '.join(kinds)} of each token cannot be compared with a teacher "
+            f"that has another tokenizer than the student. Take response, cls_hidden or another "
+            f"kind on [CLS] states from it, or choose a teacher with the first one's tokenizer."
+        )

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ksel.config import StudentConfig
 from ksel.errors import UsageError, unknown_name
-from ksel.heads import has_head, is_unnamed, renew_head, reorder_head, student_order
-from ksel.matching import match_layers
+from ksel.heads import (
+    has_head,
+    is_unnamed,
+    other_head,
+    renew_head,
+    reorder_head,
+    student_order,
+)
+from ksel.matching import Pairs, match_layers
 from ksel.models import (
     Family,
     family_of,
@@ -26,9 +29,11 @@ from ksel.models import (
     load_classifier,
     load_config,
     load_tokenizer,
+    new_model,
     own_generator,
     shape_of,
 )
+from ksel.shapes import named_shape
 from ksel.tasks import Task
 from ksel.types import Shape
 
@@ -39,19 +44,27 @@ class StudentPlan:
 
     Attributes:
         shape: the student's shape.
-        init: ``first``, ``skip``, ``last``, ``random``, or a folder.
+        init: one of :data:`COPIES`, pairs of layers, ``random``, or a folder.
         source: whose weights are copied: ``pretrained``, ``teacher``, or ``none``.
-        layer_map: student layer -> source layer, for ``first``, ``skip`` and ``last``.
+        layer_map: student layer -> source layer; empty where no layers are copied.
     """
 
     shape: Shape
     init: str
     source: str
-    layer_map: tuple[tuple[int, int], ...]
+    layer_map: Pairs
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """True if shape and weights come from a folder."""
+        return not self.layer_map and self.init != "random"
 
 
-INITS = ("auto", "first", "skip", "last", "random")
+COPIES = ("first", "skip", "last", "spread")
+"""Starts that copy teacher layers, named like the layer matchings that choose them."""
+INITS = ("auto", *COPIES, "random")
 SIZES = ("layers", "width", "heads", "feed_forward")
+_PAIRS = re.compile(r"[0-9][0-9+-]*-[0-9+-]*")
 
 
 def plan_student(settings: StudentConfig, teacher: Shape, *, has_pretrained: bool) -> StudentPlan:
@@ -68,15 +81,10 @@ def plan_student(settings: StudentConfig, teacher: Shape, *, has_pretrained: boo
     """
     if not 0 <= settings.dropout < 1:
         raise UsageError(f"--student.dropout must be in [0, 1), not {settings.dropout}.")
-    if settings.init not in INITS:
+    pairs = _PAIRS.fullmatch(settings.init)
+    if settings.init not in INITS and not pairs:
         return _plan_from_checkpoint(settings)
-    shape = Shape(
-        settings.layers if settings.layers is not None else max(1, teacher.layers // 2),
-        settings.width if settings.width is not None else teacher.width,
-        settings.heads if settings.heads is not None else teacher.heads,
-        settings.feed_forward if settings.feed_forward is not None else teacher.feed_forward,
-    )
-    _check_shape(shape)
+    shape = _shape(settings, teacher, _layers_of(settings.init) if pairs else teacher.layers // 2)
     init = settings.init
     if init == "auto":
         fits = _same_widths(shape, teacher) and shape.layers <= teacher.layers
@@ -85,6 +93,9 @@ def plan_student(settings: StudentConfig, teacher: Shape, *, has_pretrained: boo
         _check_no_source(settings, "a random start")
         return StudentPlan(shape, "random", "none", ())
     _check_copy(shape, teacher, init)
+    layer_map = match_layers(init, shape.layers, teacher.layers, option="--student.init")
+    if pairs:
+        _check_pairs(layer_map, shape, init)
     source = settings.source
     if source == "auto":
         source = "pretrained" if has_pretrained else "teacher"
@@ -93,7 +104,34 @@ def plan_student(settings: StudentConfig, teacher: Shape, *, has_pretrained: boo
             "--student.source pretrained: the checkpoint this teacher was fine-tuned from is not "
             "known. Use --student.source teacher."
         )
-    return StudentPlan(shape, init, source, match_layers(init, shape.layers, teacher.layers))
+    return StudentPlan(shape, init, source, layer_map)
+
+
+def _layers_of(pairs: str) -> int:
+    """The highest student layer in student-teacher pairs."""
+    return max(int(layer) for layer in re.findall(r"(\d+)-", pairs))
+
+
+def _shape(settings: StudentConfig, teacher: Shape, layers: int) -> Shape:
+    """The shape as the settings ask for it; what they leave open is ``layers`` and the teacher's."""
+    if settings.shape is None:
+        shape = Shape(
+            settings.layers if settings.layers is not None else max(1, layers),
+            settings.width if settings.width is not None else teacher.width,
+            settings.heads if settings.heads is not None else teacher.heads,
+            settings.feed_forward if settings.feed_forward is not None else teacher.feed_forward,
+        )
+        _check_shape(shape)
+        return shape
+    shape = named_shape(settings.shape)
+    given = [f"--student.{name}" for name in SIZES if getattr(settings, name) is not None]
+    if given:
+        sizes = ", ".join(f"--student.{name} {getattr(shape, name)}" for name in SIZES)
+        raise UsageError(
+            f"{', '.join(given)}: --student.shape {settings.shape} sets all four sizes. Leave the "
+            f"others out, or write them all in its place: {sizes}."
+        )
+    return shape
 
 
 def _check_shape(shape: Shape) -> None:
@@ -118,7 +156,7 @@ def _check_copy(shape: Shape, teacher: Shape, init: str) -> None:
             f"{teacher.width} and feed-forward width {teacher.feed_forward}; the student has "
             f"{shape.width} and {shape.feed_forward}. Use --student.init random or a checkpoint."
         )
-    if shape.layers > teacher.layers:
+    if init in COPIES and shape.layers > teacher.layers:
         raise UsageError(
             f"--student.layers {shape.layers} is more than the teacher's {teacher.layers}, so "
             f"--student.init {init} has nothing to copy for the rest. Use fewer layers or "
@@ -126,18 +164,31 @@ def _check_copy(shape: Shape, teacher: Shape, init: str) -> None:
         )
 
 
+def _check_pairs(pairs: Pairs, shape: Shape, init: str) -> None:
+    """Each student layer once, and no embeddings, which are always copied."""
+    if [s for s, _ in pairs] != list(range(1, shape.layers + 1)) or any(t < 1 for _, t in pairs):
+        layers = ", ".join(str(layer) for layer in range(1, shape.layers + 1))
+        raise UsageError(
+            f"--student.init {init}: pairs (student-teacher) must name each student layer once "
+            f"({layers}) and teacher layers from 1 on. Write such pairs, or one of: "
+            f"{', '.join(COPIES)}."
+        )
+
+
 def _check_no_source(settings: StudentConfig, start: str) -> None:
     if settings.source != "auto":
         raise UsageError(
             f"--student.source {settings.source}: {start} copies no teacher layers. Leave it out, "
-            f"or set --student.init first, skip or last."
+            f"or set --student.init to one of: {', '.join(COPIES)}."
         )
 
 
 def _plan_from_checkpoint(settings: StudentConfig) -> StudentPlan:
     if difflib.get_close_matches(settings.init, INITS, n=1) and not Path(settings.init).is_dir():
         raise unknown_name("start", settings.init, INITS, "--student.init")
-    given = [f"--student.{name}" for name in SIZES if getattr(settings, name) is not None]
+    given = [
+        f"--student.{name}" for name in ("shape", *SIZES) if getattr(settings, name) is not None
+    ]
     if given:
         raise UsageError(
             f"{', '.join(given)}: the shape comes from the checkpoint --student.init "
@@ -172,7 +223,7 @@ def build_student(
     Raises:
         UsageError: a checkpoint's vocabulary is not the teacher's.
     """
-    if plan.init not in INITS:
+    if plan.is_checkpoint:
         return _from_checkpoint(plan.init, teacher, task, dropout=dropout, seed=seed, say=say)
     family = family_of(teacher.config)
     config = copy.deepcopy(teacher.config)
@@ -186,7 +237,7 @@ def build_student(
         setattr(config, name, dropout)
     config._attn_implementation = "sdpa"
     with own_generator(seed):
-        student = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        student = new_model(config, task)
     if plan.layer_map:
         source = teacher if plan.source == "teacher" else pretrained
         assert source is not None
@@ -213,14 +264,16 @@ def _from_checkpoint(
         )
     dropouts = dict.fromkeys(family_of(config).dropouts, dropout)
     student = load_classifier(name, task, seed=seed, option="--student.init", changes=dropouts)
-    if not has_head(config):
+    if not has_head(config, task):
+        if (lost := other_head(config, task)) is not None:
+            say(f"student: {name} gets a new head: {lost}")
         return student
     order = student_order(config, task)
     if order is None:
         renew_head(student, seed)
         say(f"student: the head of {name} is not one of task {task.name}; it gets a new one")
         return student
-    if is_unnamed(config) and not task.is_regression:
+    if task.labels and is_unnamed(config):
         say(
             f"student: the labels of {name} have no names (LABEL_0, ...); their order is taken to "
             f"be {', '.join(task.labels)}"
@@ -235,7 +288,7 @@ def check_vocabulary(plan: StudentPlan, tokenizer: PreTrainedTokenizerBase) -> N
     Raises:
         UsageError: the vocabularies differ.
     """
-    if plan.init in INITS:
+    if not plan.is_checkpoint:
         return
     try:
         own = load_tokenizer(plan.init, "--student.init")

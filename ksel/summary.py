@@ -190,7 +190,9 @@ def students_table(summary: Mapping[str, Any]) -> Table:
     metrics = list(teacher["metrics"])
     for name in (*metrics, "parameters", "ms/row", "updates", "train (s)"):
         table.add_column(name, justify="right")
-    for name, row in [("teacher", teacher), *((s["name"], s) for s in summary["students"])]:
+    teachers = [("teacher", teacher)]
+    teachers += [(f"teacher {i}", one) for i, one in enumerate(teacher.get("others", []), 2)]
+    for name, row in [*teachers, *((s["name"], s) for s in summary["students"])]:
         table.add_row(
             Text(f"{name}*" if row.get("reason") else name),
             *(_number(row["metrics"].get(metric), ".4f") for metric in metrics),

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ksel.errors import unknown_name
+
+Kind = Literal["single", "pair", "regression", "span"]
+"""single, pair: classes of one text or of two; regression: a score; span: the part of the second
+text that answers the first."""
 
 
 @dataclass(frozen=True)
@@ -13,18 +18,22 @@ class Task:
 
     Attributes:
         name: short name, as in ``--task``.
-        text: column of the text, or of the first text of a pair.
-        text_pair: column of the second text, or None.
-        labels: names of the classes in the order of their ids; empty for regression.
+        kind: what its labels are.
+        text: column of the text, of the first text of a pair, or of the question.
+        text_pair: column of the second text, of the context that holds the answer, or None.
+        labels: names of the classes in the order of their ids; empty for regression and spans.
         metrics: names of the metrics (see ``ksel.evaluation``); the first is the headline.
-        label: column of the label.
+        label: column of the label, or of the answers.
         hub: repository and configuration on the Hugging Face hub, or None.
         dev_splits: names of the dev files; the first is the one reported first.
         score_range: smallest and largest score of a regression task.
         leaderboard: file name that the GLUE leaderboard expects, or None.
+        unanswerable: spans: questions may have no answer.
+        version: spans: what the official files add to their names, as in ``train-v1.1.json``.
     """
 
     name: str
+    kind: Kind
     text: str
     text_pair: str | None
     labels: tuple[str, ...]
@@ -34,16 +43,30 @@ class Task:
     dev_splits: tuple[str, ...] = ("dev",)
     score_range: tuple[float, float] = (0.0, 0.0)
     leaderboard: str | None = None
+    unanswerable: bool = False
+    version: str = ""
 
     @property
     def is_regression(self) -> bool:
         """True if the label is a score rather than a class."""
-        return not self.labels
+        return self.kind == "regression"
+
+    @property
+    def is_span(self) -> bool:
+        """True if the label is a part of the second text."""
+        return self.kind == "span"
 
     @property
     def num_outputs(self) -> int:
-        """Width of the model's output: number of classes, or 1 for regression."""
-        return len(self.labels) or 1
+        """Width of the output: number of classes, 1 for scores, 2 per token (start, end) for spans."""
+        return len(self.labels) or (2 if self.is_span else 1)
+
+
+def label_kind(text_pair: str | None, labels: tuple[str, ...]) -> Kind:
+    """The kind of a task whose label is a class, or (without class names) a score."""
+    if not labels:
+        return "regression"
+    return "single" if text_pair is None else "pair"
 
 
 def _glue(
@@ -58,6 +81,7 @@ def _glue(
 ) -> Task:
     return Task(
         name=name,
+        kind=label_kind(text_pair, labels),
         text=text,
         text_pair=text_pair,
         labels=labels,
@@ -68,6 +92,24 @@ def _glue(
         leaderboard=leaderboard,
     )
 
+
+def _squad(name: str, configuration: str, version: str, unanswerable: bool) -> Task:
+    return Task(
+        name=name,
+        kind="span",
+        text="question",
+        text_pair="context",
+        labels=(),
+        metrics=SPAN_METRICS,
+        label="answers",
+        hub=(f"rajpurkar/{name}", configuration),
+        unanswerable=unanswerable,
+        version=version,
+    )
+
+
+SPAN_METRICS = ("f1", "exact_match")
+"""Metrics of answers: overlap of words with the nearest gold answer, and equality with one."""
 
 _ENTAILMENT = ("entailment", "not_entailment")
 
@@ -120,6 +162,8 @@ TASKS: dict[str, Task] = {
             ("accuracy",),
             "WNLI.tsv",
         ),
+        _squad("squad", "plain_text", "-v1.1", unanswerable=False),
+        _squad("squad_v2", "squad_v2", "-v2.0", unanswerable=True),
     )
 }
 

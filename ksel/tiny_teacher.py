@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    AutoModelForSequenceClassification,
     BertConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from ksel.models import label_settings, own_generator
+from ksel.models import label_settings, new_model, own_generator
 from ksel.tasks import Task
 
 WORDS = 8000
@@ -44,12 +42,12 @@ def tiny_config(vocabulary: int) -> BertConfig:
 
 
 def tiny_model(vocabulary: int, task: Task, seed: int) -> PreTrainedModel:
-    """A small BERT classifier with random weights."""
+    """A small BERT with random weights and a head for the task."""
     config = tiny_config(vocabulary)
     for name, value in label_settings(task).items():
         setattr(config, name, value)
     with own_generator(seed):
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        return new_model(config, task)
 
 
 def tiny_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

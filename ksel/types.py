@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,11 +75,11 @@ class Batch:
         return [self._each(lambda tensor, index=index: tensor[index]) for index in cuts]  # type: ignore[misc]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(
-            self,
-            **{name: change(t) for name, t in tensors.items() if isinstance(t, Tensor)},
-        )
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in values.items() if isinstance(value, Tensor)
+        }
+        return replace(self, **changed)
 
 
 @dataclass

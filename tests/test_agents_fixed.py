@@ -10,6 +10,7 @@ from best_mask_env import POOL, BestMaskEnv
 
 from agents.fixed import (
     annealed_policy,
+    dynamic_policy,
     mask_vector,
     random_hard_policy,
     random_soft_policy,
@@ -24,6 +25,8 @@ from agents.make import (
     resolve_actions,
     unused_settings,
 )
+from agents.policy import Learner
+from envs.observation import feature_names
 from ksel.config import RunConfig
 from ksel.errors import UsageError
 
@@ -168,9 +171,105 @@ def test_round_robin_takes_each_type_in_turn_and_starts_anew():
     assert policy.act(at(0)).action.sum() == 1
 
 
+MIXED = (
+    "response@2",
+    "label",
+    "hidden/skip@2",
+    "logits",
+    "sample_similarity",
+    "response",
+    "cls_hidden/1-2+2-4",
+)
+
+
+def unsure(u: float, pool: tuple[str, ...] = MIXED) -> dict[str, np.ndarray]:
+    names = feature_names(pool)
+    training = np.full(len(names), 0.3, np.float32)
+    training[names.index("student_entropy")] = u
+    return {"training": training}
+
+
+@pytest.mark.parametrize("u", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("label", [1.0, 0.4])
+def test_dynamic_teaches_states_while_the_student_is_unsure(u, label):
+    policy = dynamic_policy(label, MIXED)
+    policy.reset(np.random.default_rng(0))
+    choice = policy.act(unsure(u))
+    np.testing.assert_allclose(
+        choice.action, [1 - u, label, u, 1 - u, u, 1 - u, u], rtol=1e-6, atol=1e-7
+    )
+    assert (choice.action.dtype, choice.log_prob) == (np.float32, 0.0)
+    assert np.array_equal(choice.probabilities, choice.action)
+    assert (policy.soft, policy.learns) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("pool", "missing"),
+    [
+        (["label", "hidden/skip"], "answers.*response"),
+        (["label", "response", "logits@2"], "states.*hidden"),
+        (["label"], "answers.*response"),
+    ],
+)
+def test_dynamic_needs_answers_and_states(pool, missing):
+    with pytest.raises(UsageError, match=rf"--agent dynamic.*--knowledge\.pool.*{missing}"):
+        dynamic_policy(1.0, pool)
+    config = RunConfig(agent="dynamic")
+    config.knowledge.pool = pool
+    with pytest.raises(UsageError, match=rf"--agent dynamic.*--knowledge\.pool.*{missing}"):
+        check_settings(config)
+
+
+def test_dynamic_without_the_entropy_is_refused():
+    config = RunConfig(agent="dynamic")
+    config.env.observe = ["student_cls"]
+    with pytest.raises(UsageError, match=r"--env\.observe.*dynamic.*'training'"):
+        check_settings(config)
+    policy = dynamic_policy(1.0, POOL)
+    policy.reset(np.random.default_rng(0))
+    with pytest.raises(UsageError, match=r"--env\.observe"):
+        policy.act({"student_cls": np.zeros(3, np.float32)})
+
+
+def test_dynamic_refuses_scores_which_have_no_entropy():
+    for custom in ({}, {"kind": "span"}, {"labels": ["no", "yes"]}):
+        config = RunConfig(agent="dynamic", task="custom")
+        for name, value in custom.items():
+            setattr(config.custom, name, value)
+        if custom:
+            check_settings(config)
+            continue
+        with pytest.raises(UsageError, match=r"--agent dynamic.*entropy.*--task custom"):
+            check_settings(config)
+    with pytest.raises(UsageError, match=r"--agent dynamic.*entropy.*--task stsb"):
+        check_settings(RunConfig(agent="dynamic", task="stsb"))
+
+
+def test_a_label_weight_without_a_label_is_refused():
+    config = RunConfig(agent="dynamic")
+    config.knowledge.pool = ["response", "hidden/skip"]
+    check_settings(config)
+    config.dynamic.label = 0.5
+    with pytest.raises(UsageError, match=r"--dynamic\.label is not used"):
+        check_settings(config)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_the_table_says_what_is_made(agent):
+    made, info = make(agent), AGENTS[agent]
+    assert made.learns is info.learns is isinstance(made, Learner)
+    assert (made.name, made.pool, made.soft) == (agent, POOL, info.natural == "soft")
+    # whoever learns looks at the student, and dynamic does without learning
+    assert info.observes is (info.learns or agent == "dynamic")
+
+
 @pytest.mark.parametrize(
     ("agent", "group", "name", "value"),
-    [("random_hard", "random", "probability", 1.5), ("annealed", "annealed", "start", -0.1)],
+    [
+        ("random_hard", "random", "probability", 1.5),
+        ("annealed", "annealed", "start", -0.1),
+        ("dynamic", "dynamic", "label", 1.1),
+    ],
 )
 def test_settings_outside_their_range_are_refused(agent, group, name, value):
     with pytest.raises(UsageError, match=rf"--{group}\.{name} is {value}"):
@@ -196,6 +295,10 @@ def test_unknown_agent_gives_the_nearest():
         ("a2c", "auto", False),
         ("a2c", "soft", True),
         ("ppo", "hard", False),
+        ("ddpg", "auto", False),
+        ("ddpg", "soft", True),
+        ("bandit", "auto", False),
+        ("dynamic", "auto", True),
         ("static", "auto", False),
         ("static", "soft", True),
         ("random_hard", "auto", False),
@@ -215,6 +318,8 @@ def test_actions_resolve(agent, asked, soft):
         ("random_soft", "hard"),
         ("annealed", "hard"),
         ("round_robin", "soft"),
+        ("bandit", "soft"),
+        ("dynamic", "hard"),
     ],
 )
 def test_actions_that_do_not_fit_are_refused(agent, asked):
@@ -244,6 +349,12 @@ def test_every_agent_accepts_the_defaults(agent):
         ("static", "episodes", "count", 9),
         ("random_soft", "random", "probability", 0.1),
         ("round_robin", "annealed", "start", 0.5),
+        ("a2c", "ddpg", "noise", 0.5),
+        ("ddpg", "ppo", "gamma", 0.5),
+        ("bandit", "ddpg", "encoder", 8),
+        ("ppo", "bandit", "algorithm", "linucb"),
+        ("static", "dynamic", "label", 0.5),
+        ("dynamic", "episodes", "count", 9),
     ],
 )
 def test_settings_the_agent_does_not_read_are_refused(agent, group, name, value):

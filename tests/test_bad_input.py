@@ -108,7 +108,7 @@ def refused(outcome: Outcome, *says: str) -> None:
         ),
         (
             {"agent": "round_robin", "env": {"exploration": 0.5}},
-            ["--env.exploration: not used with --agent round_robin", "choose a2c or ppo"],
+            ["--env.exploration: not used with --agent round_robin", "such as a2c"],
         ),
         (
             {"custom": {"text": "body"}},
@@ -158,12 +158,15 @@ def test_command_line(run: Runner, argv: list[str], says: list[str]):
             ["--student.layers 6 is more than the teacher's 4", "--student.init random"],
         ),
         (
-            {"student": {"width": 8}, "knowledge": {"pool": ["label", "cls_hidden/skip"]}},
-            ["--knowledge.pool: 'cls_hidden/skip'", "width", "16", "8"],
+            {"student": {"heads": 2}, "knowledge": {"pool": ["label", "attention/skip"]}},
+            ["--knowledge.pool: 'attention/skip'", "2 heads", "4"],
         ),
         (
-            {"student": {"width": 8}, "knowledge": {"pool": ["label", "fsp/skip"]}},
-            ["--knowledge.pool: 'fsp/skip'", "width", "16", "8"],
+            {
+                "student": {"heads": 8},
+                "knowledge": {"pool": ["label", "attention_output_relation/skip"]},
+            },
+            ["--knowledge.pool: 'attention_output_relation/skip'", "8", "4"],
         ),
         (
             {"student": {"heads": 2}, "knowledge": {"pool": ["label", "attention/skip"]}},

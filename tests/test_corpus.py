@@ -9,14 +9,21 @@ import pytest
 import tiny
 
 from envs.distillation import DistillationEnv
+from ksel.answers import Answers, place_answers
 from ksel.corpus import CORPUS_NAME, DEV_ROWS, TRAIN_ROWS, corpus, vocabulary
 from ksel.evaluation import evaluate_dev
-from ksel.sources import Rows
+from ksel.rows import Rows
 from ksel.tasks import TASKS, Task
+from ksel.words import ANSWERS, QUESTIONS
 
 made = functools.cache(corpus)
 
+LABELLED = {name: task for name, task in TASKS.items() if not task.is_span}
+SPANS = {name: task for name, task in TASKS.items() if task.is_span}
+
 by_task = pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+by_labelled_task = pytest.mark.parametrize("task", LABELLED.values(), ids=list(LABELLED))
+by_span_task = pytest.mark.parametrize("task", SPANS.values(), ids=list(SPANS))
 
 
 def words(text: str) -> list[str]:
@@ -27,7 +34,7 @@ def all_words(rows: Rows) -> set[str]:
     return {word for text in rows.texts + (rows.pairs or []) for word in words(text)}
 
 
-@by_task
+@by_labelled_task
 def test_rows_have_the_form_of_the_task(task: Task) -> None:
     train, dev = made(task)
     assert list(dev) == list(task.dev_splits)
@@ -50,6 +57,7 @@ def test_same_seed_same_corpus(task: Task) -> None:
     assert first.labels is not None
     assert again.labels is not None
     assert first.labels.tolist() == again.labels.tolist()
+    assert (first.answers, first.ids) == (again.answers, again.ids)
     assert first.texts != other.texts
 
 
@@ -63,6 +71,82 @@ def test_the_benchmark_is_what_its_version_says() -> None:
     ), "a changed corpus needs a new version"
 
 
+def test_the_benchmark_of_questions_is_what_its_version_says() -> None:
+    train, _ = made(TASKS["squad"])
+    assert train.pairs is not None
+    assert train.answers is not None
+    assert (train.texts[0], train.pairs[0], train.answers[0]) == (
+        "Where was the large piano performed?",
+        "The last star was observed by Helen. The large piano was performed near Madrid. The first "
+        "bread was baked more than eight times. The famous disease was prescribed before spring.",
+        Answers(("Madrid",), (72,)),
+    ), "a changed corpus needs a new version"
+
+
+@by_span_task
+def test_questions_have_the_form_of_the_task(task: Task) -> None:
+    train, dev = made(task)
+    for rows, number in ((train, TRAIN_ROWS), (dev["dev"], DEV_ROWS)):
+        assert rows.pairs is not None
+        assert rows.answers is not None
+        assert rows.labels is not None
+        assert rows.ids is not None
+        assert len(rows.texts) == len(rows.pairs) == len(rows.answers) == number
+        assert len(set(rows.ids)) == number
+        assert rows.labels.tolist() == [len(answers) for answers in rows.answers]
+        share = 1 / 3 if task.unanswerable else 0
+        assert abs(1 - rows.labels.mean() - share) < 1 / number
+        for question, context, answers in zip(rows.texts, rows.pairs, rows.answers, strict=True):
+            assert place_answers(answers, context) is answers
+            assert question.endswith("?")
+            assert 3 <= context.count(".") <= 4
+            assert 25 <= len(words(question)) + len(words(context)) <= 75
+
+
+@by_span_task
+def test_the_answer_is_what_is_said_of_what_is_asked(task: Task) -> None:
+    """Thing, deed and kind of answer of the question meet in one statement, or there is none."""
+    kinds = {form: kind for kind, forms in QUESTIONS.items() for form in forms}
+    train, _ = made(task)
+    asked = 0
+    for question, context, answers in zip(
+        train.texts, train.pairs or [], train.answers or [], strict=True
+    ):
+        if question.startswith("What was "):
+            assert question[9:-1] in context
+            continue
+        form = next(form for form in kinds if question.lower().startswith(f"{form} "))
+        about = question[len(form) : -1].split()
+        statements = [
+            one for one in context.split(".") if about[-1] in one.split() and about[-2] in one
+        ]
+        held = [
+            answer
+            for one in statements
+            for answer in ANSWERS[kinds[form]]
+            if answer in one.split()[4:]
+        ]
+        assert held == list(answers.texts)
+        asked += 1
+    assert asked > TRAIN_ROWS / 2
+
+
+@by_span_task
+def test_the_kind_of_answer_alone_leaves_a_choice(task: Task) -> None:
+    """The first word of the kind asked for is far from always the answer."""
+    kinds = {form: kind for kind, forms in QUESTIONS.items() for form in forms}
+    train, _ = made(task)
+    right = []
+    for question, context, answers in zip(
+        train.texts, train.pairs or [], train.answers or [], strict=True
+    ):
+        form = next((f for f in kinds if question.lower().startswith(f"{f} ")), None)
+        if form is not None:
+            fitting = [w for w in words(context) if w in map(str.lower, ANSWERS[kinds[form]])]
+            right.append([text.lower() for text in answers.texts] == fitting[:1])
+    assert np.mean(right) < 0.7
+
+
 @by_task
 def test_no_dev_row_is_a_training_row(task: Task) -> None:
     train, dev = made(task)
@@ -74,7 +158,7 @@ def test_no_dev_row_is_a_training_row(task: Task) -> None:
         assert seen.isdisjoint(pairs)
 
 
-@by_task
+@by_labelled_task
 def test_texts_are_short(task: Task) -> None:
     rows = made(task)[0]
     lengths = [
@@ -93,7 +177,7 @@ def test_vocabulary_is_closed_and_holds_no_spare_word() -> None:
     assert vocabulary() == sorted(used)
 
 
-@by_task
+@by_labelled_task
 def test_no_single_word_gives_the_label_away(task: Task) -> None:
     """A linear model of word counts stays far from the 90 % that a teacher reaches."""
     train, dev = made(task)

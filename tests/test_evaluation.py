@@ -19,7 +19,7 @@ QNLI = TASKS["qnli"]
 
 
 def task_with(*metrics: str, classes: int = 2) -> Task:
-    return Task("t", "text", None, tuple(f"c{i}" for i in range(classes)), metrics)
+    return Task("t", "single", "text", None, tuple(f"c{i}" for i in range(classes)), metrics)
 
 
 def one_hot(predicted: list[int], classes: int = 2) -> Tensor:

@@ -5,41 +5,10 @@ from math import log, sqrt
 import pytest
 import torch
 import torch.nn.functional as F
+from knowledge_cases import KL_3_1, batch_of, near, pool_of, type_of
 
-from ksel.config import KnowledgeConfig
-from ksel.knowledge import build_pool, mean_loss, projection_key, units
-from ksel.tasks import get_task
-from ksel.types import Batch, Shape, Signals
-
-# KL((3/4, 1/4) || (1/2, 1/2)) = 3/4 ln(3/2) + 1/4 ln(1/2) = 0.304099 - 0.173287
-KL_3_1 = 0.130812
-
-
-def batch_of(lengths, labels=None):
-    longest = max(lengths)
-    mask = torch.tensor([[int(i < length) for i in range(longest)] for length in lengths])
-    labels = torch.zeros(len(lengths), dtype=torch.long) if labels is None else labels
-    return Batch(torch.arange(len(lengths)), torch.ones_like(mask), mask, None, labels)
-
-
-def pool_of(spec, student, teacher, task="qnli", **settings):
-    return build_pool(
-        KnowledgeConfig(pool=[spec], **settings),
-        task=get_task(task),
-        student=student,
-        teacher=teacher,
-        seed=0,
-    )
-
-
-def type_of(spec, student=None, teacher=None, task="qnli", **settings):
-    student = student or Shape(layers=1, width=2, heads=1, feed_forward=4)
-    (type,) = pool_of(spec, student, teacher or student, task, **settings).types
-    return type
-
-
-def near(expected):
-    return pytest.approx(expected, abs=2e-6)
+from ksel.knowledge import mean_loss, projection_key, units
+from ksel.types import Shape, Signals
 
 
 def test_units_are_examples_or_real_tokens():

@@ -11,6 +11,15 @@ from ksel.matching import MATCHINGS, match_layers
         ("skip", 3, 12, ((1, 4), (2, 8), (3, 12))),
         ("skip", 4, 6, ((1, 1), (2, 3), (3, 4), (4, 6))),
         ("skip", 5, 12, ((1, 2), (2, 4), (3, 7), (4, 9), (5, 12))),
+        ("skip", 3, 6, ((1, 2), (2, 4), (3, 6))),
+        ("last", 3, 6, ((1, 4), (2, 5), (3, 6))),
+        ("spread", 6, 12, ((1, 1), (2, 3), (3, 5), (4, 8), (5, 10), (6, 12))),
+        ("spread", 3, 12, ((1, 1), (2, 7), (3, 12))),
+        ("spread", 3, 6, ((1, 1), (2, 4), (3, 6))),
+        ("spread", 4, 6, ((1, 1), (2, 3), (3, 4), (4, 6))),
+        ("spread", 2, 12, ((1, 1), (2, 12))),
+        ("spread", 1, 12, ((1, 12),)),
+        ("spread", 5, 5, ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5))),
         ("last", 6, 12, ((1, 7), (2, 8), (3, 9), (4, 10), (5, 11), (6, 12))),
         ("last", 3, 12, ((1, 10), (2, 11), (3, 12))),
         ("first", 3, 6, ((1, 1), (2, 2), (3, 3))),
@@ -28,7 +37,7 @@ def test_matching_gives_the_documented_pairs(matching, student, teacher, pairs):
     assert match_layers(matching, student, teacher) == pairs
 
 
-@pytest.mark.parametrize("matching", ["skip", "first", "last"])
+@pytest.mark.parametrize("matching", ["skip", "first", "last", "spread"])
 def test_named_matchings_give_every_student_layer_a_teacher_layer_of_its_own(matching):
     for teacher in range(1, 14):
         for student in range(1, teacher + 1):
@@ -40,7 +49,7 @@ def test_named_matchings_give_every_student_layer_a_teacher_layer_of_its_own(mat
             assert matched[-1] <= teacher
 
 
-@pytest.mark.parametrize("matching", ["skip", "last", "last_3"])
+@pytest.mark.parametrize("matching", ["skip", "last", "spread", "last_3"])
 def test_the_last_layers_meet(matching):
     assert match_layers(matching, 5, 12)[-1] == (5, 12)
 
@@ -49,7 +58,7 @@ def test_last_k_of_all_student_layers_is_last():
     assert match_layers("last_4", 4, 9) == match_layers("last", 4, 9)
 
 
-@pytest.mark.parametrize("matching", ["skip", "first", "last"])
+@pytest.mark.parametrize("matching", ["skip", "first", "last", "spread"])
 def test_more_student_than_teacher_layers_are_refused_with_a_way_out(matching):
     with pytest.raises(UsageError, match=r"8 layers and the teacher 6.*last_6.*--student\.layers"):
         match_layers(matching, 8, 6)
@@ -99,3 +108,37 @@ def test_near_misses_of_names_are_unknown(given):
 def test_errors_name_the_knowledge_type_that_asked(matching):
     with pytest.raises(UsageError, match=r"--knowledge.pool.*'hidden/"):
         match_layers(matching, 3, 6, spec=f"hidden/{matching}")
+
+
+def test_spread_is_distilberts_choice_counted_from_0():
+    assert [t - 1 for _, t in match_layers("spread", 6, 12)] == [0, 2, 4, 7, 9, 11]
+
+
+@pytest.mark.parametrize("student", [2, 3, 4, 6])
+def test_the_gap_of_the_unified_framework_is_skip(student):
+    # there layers are counted from 0
+    gap = [((i + 1) * 12 // student - 1) for i in range(student)]
+    assert [t - 1 for _, t in match_layers("skip", student, 12)] == gap
+
+
+@pytest.mark.parametrize(
+    ("matching", "student", "teacher", "layers"),
+    [
+        ("skip", 6, 12, [2, 4, 6, 8, 10]),
+        ("last", 6, 12, [7, 8, 9, 10, 11]),
+        ("skip", 3, 12, [4, 8]),
+        ("last", 3, 12, [10, 11]),
+        ("skip", 3, 6, [2, 4]),
+        ("last", 3, 6, [4, 5]),
+    ],
+)
+def test_patient_kd_matches_all_but_the_last_student_layer(matching, student, teacher, layers):
+    pairs = match_layers(matching, student, teacher)
+    assert pairs[-1] == (student, teacher)
+    assert pairs[:-1] == tuple(enumerate(layers, 1))
+
+
+@pytest.mark.parametrize("matching", ["wrong", "1-", "9-9", "1-1+1-1"])
+def test_errors_name_the_option_that_asked(matching):
+    with pytest.raises(UsageError, match=r"^--student\.init: "):
+        match_layers(matching, 3, 6, option="--student.init")

@@ -16,12 +16,19 @@ SHAPES = {"training": (FEATURES,), "student_cls": (4,)}
 
 
 def policy_of(
-    agent: str, soft: bool, observation: str = "flat", final: str = "sample", cls: int = 4
+    agent: str,
+    soft: bool,
+    observation: str | None = None,
+    final: str = "sample",
+    cls: int = 4,
+    **settings,
 ):
     config = RunConfig(agent=agent)
-    if AGENTS[agent].learns:
-        getattr(config, agent).observation = observation
-        config.episodes.final = final
+    if observation is not None:
+        settings["observation"] = observation
+    for name, value in settings.items():
+        setattr(getattr(config, agent), name, value)
+    config.episodes.final = final
     env = BestMaskEnv(soft=soft, cls=cls)
     made = make_agent(config, env.pool_names, env.observation_space, env.action_space)
     if AGENTS[agent].learns:
@@ -57,6 +64,42 @@ def test_learned_policy_comes_back_the_same(agent, soft, observation, final, tmp
 
 
 @pytest.mark.parametrize(
+    ("soft", "settings"),
+    [
+        (False, {"threshold": 0.45, "at_least_one": False}),
+        (False, {"encoder": 0}),
+        (True, {}),
+        (True, {"encoder": 5, "net_arch": [8]}),
+    ],
+)
+def test_deterministic_policy_comes_back_the_same(soft, settings, tmp_path):
+    policy = policy_of("ddpg", soft, **settings)
+    policy.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.json", "policy.safetensors"}
+    loaded = load_policy(tmp_path, pool=POOL, observation=SHAPES)
+    assert choices(loaded) == choices(policy)
+    assert loaded.cut == policy.cut
+    assert (loaded.name, loaded.soft, loaded.learns, loaded.pool) == ("ddpg", soft, True, POOL)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "final"), [("exp3s", "sample"), ("exp3s", "mode"), ("linucb", "sample")]
+)
+def test_bandit_comes_back_the_same(algorithm, final, tmp_path):
+    policy = policy_of("bandit", False, final=final, algorithm=algorithm)
+    policy.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"policy.json", "policy.safetensors"}
+    loaded = load_policy(tmp_path, pool=POOL, observation=SHAPES)
+    assert choices(loaded) == choices(policy)
+    if algorithm == "exp3s":  # blind, so it serves any observation
+        load_policy(tmp_path, pool=POOL, observation={})
+    else:
+        with pytest.raises(UsageError, match="'training' is not observed"):
+            load_policy(tmp_path, pool=POOL, observation={"student_cls": (4,)})
+    assert (loaded.name, loaded.soft, loaded.learns, loaded.pool) == ("bandit", False, True, POOL)
+
+
+@pytest.mark.parametrize(
     ("agent", "soft"),
     [
         (name, kind == "soft")
@@ -74,8 +117,9 @@ def test_fixed_policy_comes_back_the_same(agent, soft, tmp_path):
     assert (loaded.name, loaded.soft, loaded.learns, loaded.pool) == (agent, soft, False, POOL)
 
 
-def test_loading_leaves_torchs_generator_alone(tmp_path):
-    policy_of("a2c", False).save(tmp_path)
+@pytest.mark.parametrize("agent", ["a2c", "ddpg"])
+def test_loading_leaves_torchs_generator_alone(agent, tmp_path):
+    policy_of(agent, False).save(tmp_path)
     before = torch.get_rng_state()
     load_policy(tmp_path, pool=POOL, observation=SHAPES)
     assert torch.equal(torch.get_rng_state(), before)
@@ -124,16 +168,18 @@ def test_missing_policy_is_refused(tmp_path):
         load(tmp_path / "nothing")
 
 
-def test_missing_weights_are_refused(tmp_path):
-    policy_of("a2c", False).save(tmp_path)
+@pytest.mark.parametrize("agent", ["a2c", "ddpg", "bandit"])
+def test_missing_weights_are_refused(agent, tmp_path):
+    policy_of(agent, False).save(tmp_path)
     (tmp_path / "policy.safetensors").unlink()
     with pytest.raises(UsageError, match=r"policy\.safetensors is damaged"):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("agent", ["a2c", "ddpg", "bandit"])
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
-def test_truncated_file_is_refused(name, tmp_path):
-    policy_of("a2c", False).save(tmp_path)
+def test_truncated_file_is_refused(name, agent, tmp_path):
+    policy_of(agent, False).save(tmp_path)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(UsageError, match=f"{name} is damaged"):
@@ -211,4 +257,41 @@ def test_header_that_does_not_fit_the_weights_is_refused(values, tmp_path):
     policy_of("a2c", False).save(tmp_path)
     edit(tmp_path, **values)
     with pytest.raises(UsageError, match=r"policy\.json is damaged"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("agent", "values"),
+    [
+        ("ddpg", {"agent": "a2c"}),
+        ("ddpg", {"soft": True}),
+        ("ddpg", {"cut": None}),
+        ("ddpg", {"cut": [0.5]}),
+        ("ddpg", {"cut": "half"}),
+        ("ddpg", {"encoder": 0}),
+        ("ddpg", {"encoder": None}),
+        ("ddpg", {"net_arch": [3, 3]}),
+        ("ddpg", {"observation": [["training", [FEATURES]]]}),
+        ("bandit", {"agent": "ddpg"}),
+        ("bandit", {"soft": True}),
+        ("bandit", {"algorithm": "ucb1"}),
+        ("bandit", {"final": "best"}),
+        ("bandit", {"algorithm": "exp3s"}),
+        ("bandit", {"observation": [["training", [FEATURES]]]}),
+    ],
+)
+def test_header_that_does_not_fit_the_values_is_refused(agent, values, tmp_path):
+    settings = {"algorithm": "linucb"} if agent == "bandit" else {}
+    policy_of(agent, False, **settings).save(tmp_path)
+    edit(tmp_path, **values)
+    with pytest.raises(UsageError, match=r"policy\.json is damaged"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.5, 0.5, 0.0, 0.0], [1.2, -0.2, 0.0, 0.0, 0.0]])
+def test_probabilities_that_are_none_are_refused(values, tmp_path):
+    policy = policy_of("bandit", False)
+    policy.values = np.array(values)
+    policy.save(tmp_path)
+    with pytest.raises(UsageError, match=r"policy\.json is damaged.*probabilities"):
         load(tmp_path)

@@ -217,8 +217,9 @@ def test_an_existing_file_is_kept_unless_told_otherwise(
     ("words", "part"),
     [
         (["--format", "glu"], "Did you mean 'glue'?"),
+        (["--format", "json"], "--format json is for answers to questions; task rte has none"),
         (["--batch", "0"], "--batch: 0"),
-        (["--output", "out.txt"], "ends in neither .tsv nor .jsonl"),
+        (["--output", "out.txt"], "does not end in .tsv or .jsonl"),
         (["--device", "cuda:9"], "--device"),
         (["--input", "nowhere.tsv"], "--input: nowhere.tsv is not there"),
         (["--input", "words.txt"], "--input: words.txt ends in none of"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -13,8 +14,10 @@ import tiny
 import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.fixed import fixed_policy, random_hard_policy, static_policy
-from agents.policy import Choice
+from agents.fixed import dynamic_policy, fixed_policy, random_hard_policy, static_policy
+from agents.follow import follow
+from agents.make import make_agent
+from agents.policy import Choice, Learner
 from agents.rollout import SEARCH_SEED, play, search
 from agents.stable_baselines import SB3Agent
 from envs.distillation import DistillationEnv
@@ -51,6 +54,18 @@ def learner(recorder: Recorder, **settings: Any) -> SB3Agent:
     return SB3Agent(
         config, recorder.inner.pool_names, recorder.observation_space, recorder.action_space
     )
+
+
+def other_learner(recorder: Recorder, agent: str, **settings: Any) -> Learner:
+    config = copy.deepcopy(recorder.inner.setup.config)
+    config.agent = agent
+    for name, value in settings.items():
+        setattr(getattr(config, agent), name, value)
+    made = make_agent(
+        config, recorder.inner.pool_names, recorder.observation_space, recorder.action_space
+    )
+    assert isinstance(made, Learner)
+    return made
 
 
 def rows(recorder: Recorder) -> list[DecisionRow]:
@@ -168,6 +183,41 @@ def test_a_search_records_every_decision_and_no_other(make: Make) -> None:
     assert played.rewards == pytest.approx(totals.tolist())
     spent = recorder.inner.distiller.ledger.since(before)
     assert spent.seconds["held_out"] < played.seconds
+
+
+PARTS = ["training", "student_cls", "teacher_cls"]
+
+
+@pytest.mark.parametrize(
+    ("agent", "settings", "env"),
+    [
+        ("ddpg", {"learning_starts": 3, "at_least_one": False}, {"observe": PARTS}),
+        ("ddpg", {"learning_starts": 3}, {"actions": "soft"}),
+        ("bandit", {}, {"reward_scale": "quantile"}),
+        ("bandit", {"algorithm": "linucb"}, {"observe": PARTS}),
+    ],
+)
+def test_each_learner_searches_and_its_policy_plays(
+    make: Make, agent: str, settings: dict[str, Any], env: dict[str, Any]
+) -> None:
+    recorder = make(updates=3, env=env)
+    made = other_learner(recorder, agent, **settings)
+    played = search(made, recorder, 3, 3, seed=0, logger_folder=None)
+    got = rows(recorder)
+    assert len(got) == played.decisions == 9
+    assert [row.terminated for row in got] == [False, False, True] * 3
+    for row in got:
+        assert np.isfinite(row.probabilities).all()
+        if made.soft:
+            assert math.isfinite(row.log_prob)
+        elif agent == "ddpg":
+            assert row.log_prob == pytest.approx(log_probability(row), abs=1e-3)
+        else:
+            chosen = float(row.probabilities @ row.action)
+            assert row.log_prob == pytest.approx(math.log(chosen), abs=1e-5)
+    policy = made.frozen()
+    assert play(policy, recorder, seed=1, measure=True).decisions == 3
+    assert policy.soft == recorder.inner.soft
 
 
 def test_probabilities_in_a_row_are_of_the_action_in_that_row(make: Make) -> None:
@@ -354,3 +404,69 @@ def test_a_diverging_student_ends_the_play_with_a_reason(make: Make) -> None:
     assert played.updates < 6
     assert marks == list(range(1, played.updates + 1))
     assert rows(recorder)[-1].terminated
+
+
+def entropies(recorder: Recorder) -> list[float]:
+    number = recorder.inner.feature_names.index("student_entropy")
+    return [float(row.observation[number]) for row in rows(recorder)]
+
+
+def test_dynamic_is_shown_a_fresh_entropy_without_rewards(make: Make) -> None:
+    soft = {"actions": "soft"}
+    recorder = make("final", updates=5, env=soft, optim={"learning_rate": 0.02})
+    policy = dynamic_policy(0.5, POOL)
+    before = recorder.inner.distiller.ledger.copy()
+    played = play(policy, recorder, seed=0, measure=False, observe=True)
+    spent = recorder.inner.distiller.ledger.since(before)
+    assert spent.seconds.get("held_out", 0) == 0
+    assert played.rewards == (0.0,)
+    assert all(math.isnan(row.reward) for row in rows(recorder))
+    seen = entropies(recorder)
+    assert seen[0] == seen[1]  # both look at the first batch, before its update
+    assert len(set(seen)) == 4
+    assert 0 < min(seen) < max(seen) <= 1
+    for row, u in zip(rows(recorder), seen, strict=True):
+        np.testing.assert_allclose(row.action, [0.5, 1 - u, u], rtol=1e-6)
+    # played once more from its record, with the same things observed
+    again = make("again", updates=5, env=soft, optim={"learning_rate": 0.02})
+    actions = np.stack([row.action for row in rows(recorder)])
+    follow(actions, again, seed=0, measure=False, observe=True)
+    assert entropies(again) == seen
+    for first, second in zip(rows(recorder), rows(again), strict=True):
+        assert np.array_equal(first.loss, second.loss, equal_nan=True)
+
+
+def test_nothing_is_observed_unless_asked_for(make: Make) -> None:
+    recorder = make("final", updates=3, env={"actions": "soft"})
+    play(dynamic_policy(1.0, POOL), recorder, seed=0, measure=False)
+    assert set(entropies(recorder)) == {0.0}
+    again = make("again", updates=3, env={"actions": "soft"})
+    follow(np.ones((3, 3), np.float32), again, seed=0, measure=False)
+    assert set(entropies(again)) == {0.0}
+    measured = make("measured", updates=3, env={"actions": "soft"})
+    play(dynamic_policy(1.0, POOL), measured, seed=0, measure=True)
+    assert 0.0 not in entropies(measured)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_exploration_reward_compares_phases(make: Make, soft: bool) -> None:
+    recorder = make(
+        updates=7,
+        env={
+            "phase_steps": 2,
+            "exploration": 0.5,
+            "reward_scale": "none",
+            "actions": "soft" if soft else "hard",
+        },
+    )
+    a, b = [1.0, 0.0, 0.0], [0.6, 0.8, 0.0]
+    recorder.reset(seed=0)
+    for action in (a, a, b, a):
+        recorder.step(action)
+    bonus = [(row.reward - row.drop) / 0.5 for row in rows(recorder)]
+    assert [row.update for row in rows(recorder)] == [0, 2, 4, 6]
+    if soft:
+        expected = [0.0, -1.0, -0.6, -0.6]
+    else:
+        expected = [1.0, 1 / math.sqrt(2), 1.0, 1 / math.sqrt(3)]
+    np.testing.assert_allclose(bonus, expected, atol=1e-5)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import readers
 import torch
 
 from ksel import signals
@@ -32,10 +33,13 @@ from ksel.sources import read_folder
 from ksel.tasks import get_task
 from ksel.types import LAYERED, Needs, Signals
 
-RTE = get_task("rte")
+RTE, SQUAD = get_task("rte"), get_task("squad")
 ALL = frozenset(range(5))
 INSIDE = frozenset(range(1, 5))
-EVERYTHING = Needs(True, cls=ALL, hidden=ALL, query=INSIDE, key=INSIDE, value=INSIDE)
+EVERYTHING = Needs(
+    True, cls=ALL, hidden=ALL, query=INSIDE, key=INSIDE, value=INSIDE, attention_output=INSIDE
+)
+POOLED = Needs(True, cls=ALL)
 SOME = Needs(True, cls=frozenset([2]), hidden=frozenset([0, 4]), query=frozenset([3]))
 CPU = torch.device("cpu")
 
@@ -50,6 +54,25 @@ def split(tiny_data: Path, tiny_teacher: Path) -> Split:
 def plan(split: Split, tiny_teacher: Path) -> CachePlan:
     teacher = load_classifier(str(tiny_teacher), RTE).eval()
     return CachePlan(teacher, split, SOME, "float32", 16, CPU, bf16=False)
+
+
+@pytest.fixture
+def spans(tmp_path: Path) -> CachePlan:
+    """A teacher of question answering, whose rows are windows."""
+    folder = readers.write_encoder(tmp_path / "reader")
+    teacher = load_classifier(str(folder), SQUAD, seed=1).eval()
+    return CachePlan(teacher, readers.span_split(), EVERYTHING, "float32", 5, CPU, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def foreign(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> CachePlan:
+    """A RoBERTa with a tokenizer of its own, for the same rows as ``split``."""
+    folder = tmp_path_factory.mktemp("foreign")
+    readers.write_encoder(folder, "roberta", readers.spelling_tokenizer(), seed=4)
+    rows = read_folder(RTE, str(tiny_data))[0].take(np.arange(60))
+    own = tokenize(rows, RTE, load_tokenizer(str(folder)), 64)
+    teacher = load_classifier(str(folder), RTE, seed=2).eval()
+    return CachePlan(teacher, own, POOLED, "float32", 16, CPU, bf16=False, own_tokens=True)
 
 
 @dataclass
@@ -157,6 +180,101 @@ def test_changing_what_was_looked_up_does_not_change_the_cache(plan: CachePlan) 
         tensor.zero_()
     for name, tensor in flat(cached(batch, SOME)).items():
         assert torch.equal(tensor, kept[name])
+
+
+# --------------------------------------------------------------------------- spans
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 1e-3)])
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_scores_of_every_token_are_cached_for_spans(
+    spans: CachePlan, builder: Builder, dtype: str, tolerance: float, where: str
+) -> None:
+    plan = replace(spans, dtype=dtype)
+    cached = builder(plan) if where == "disk" else build_in_memory(plan, Ledger(), lambda _: None)
+    live = LiveTeacher(plan.teacher, Ledger())
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        batch = plan.split.batch(rng.permutation(len(plan.split))[:7])
+        found = cached(batch, EVERYTHING)
+        assert_agree(found, live(batch, EVERYTHING), batch, tolerance)
+        assert found.logits.shape == (*batch.input_ids.shape, 2)
+        padding = ~batch.attention_mask.bool()
+        assert padding.any()
+        assert not found.logits[padding].any()
+        assert found.logits[~padding].all()
+    tokens = int(plan.split.lengths.sum())
+    assert cached.arrays["logits"].shape == (tokens, 2)
+    assert cached.arrays["attention_output/2"].shape == (tokens, 16)
+
+
+def test_the_windows_of_spans_are_found_by_their_numbers(spans: CachePlan) -> None:
+    cached = build_in_memory(spans, Ledger(), lambda _: None)
+    together = cached(spans.split.batch(np.array([11, 3, 3])), Needs(logits=True)).logits
+    for place, row in enumerate([11, 3, 3]):
+        n = spans.split.lengths[row]
+        alone = cached(spans.split.batch(np.array([row])), Needs(logits=True)).logits
+        assert torch.equal(together[place, :n], alone[0])
+    assert not torch.equal(together[0, :6], together[1, :6])
+
+
+def test_the_estimated_size_holds_for_spans(spans: CachePlan) -> None:
+    for needs in (EVERYTHING, Needs(logits=True)):
+        plan = replace(spans, needs=needs)
+        cached = build_in_memory(plan, Ledger(), lambda _: None)
+        shape = shape_of(plan.teacher.config)
+        estimate = cache_megabytes(plan.split, needs, shape, SQUAD.num_outputs, "float32")
+        assert estimate == pytest.approx(cached.megabytes, rel=1e-12)
+    assert estimate == pytest.approx(plan.split.lengths.sum() * 2 * 4 / 1e6)
+
+
+# --------------------------------------------------------------------------- tokens of its own
+
+
+@pytest.mark.parametrize("where", ["memory", "disk", "live"])
+def test_a_teacher_with_its_own_tokens_answers_for_the_students_rows(
+    split: Split, foreign: CachePlan, tmp_path: Path, where: str
+) -> None:
+    opened, _ = chosen(foreign, where, 1e-9, tmp_path)
+    assert len(split) == len(foreign.split)
+    assert not np.array_equal(split.lengths, foreign.split.lengths)
+    plain = LiveTeacher(foreign.teacher, Ledger())
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        rows = rng.permutation(len(split))[:9]
+        batch, own = split.batch(rows), foreign.split.batch(rows)
+        assert torch.equal(batch.labels, own.labels)
+        assert batch.input_ids.shape != own.input_ids.shape
+        found, expected = opened(batch, POOLED), plain(own, POOLED)
+        assert_agree(found, expected, own, 1e-6)
+        # micro-batches are rows too
+        parts = [opened(part, POOLED).logits for part in batch.split(3)]
+        torch.testing.assert_close(torch.cat(parts), expected.logits, atol=1e-6, rtol=1e-6)
+
+
+def test_only_the_teachers_own_tokens_decide_its_fingerprint(
+    split: Split, foreign: CachePlan
+) -> None:
+    assert replace(foreign, own_tokens=False).fingerprint() == foreign.fingerprint()
+    assert replace(foreign, split=split).fingerprint() != foreign.fingerprint()
+
+
+@pytest.mark.parametrize("source", ["auto", "memory", "disk", "live"])
+@pytest.mark.parametrize("kind", ["hidden", "query", "key", "value", "attention_output"])
+def test_signals_of_tokens_are_refused_where_the_tokens_are_others(
+    foreign: CachePlan, tmp_path: Path, source: str, kind: str
+) -> None:
+    plan = replace(foreign, needs=Needs(True, **{kind: frozenset([2])}))
+    with pytest.raises(UsageError, match=rf"--knowledge\.pool: {kind} of each token.*cls_hidden"):
+        chosen(plan, source, 10, tmp_path)
+    assert chosen(replace(plan, own_tokens=False), "live", 10, tmp_path)
+
+
+def test_scores_of_tokens_are_refused_too(spans: CachePlan, tmp_path: Path) -> None:
+    plan = replace(spans, needs=POOLED, own_tokens=True)
+    with pytest.raises(UsageError, match=r"--knowledge\.pool: logits of each token"):
+        chosen(plan, "memory", 10, tmp_path)
+    assert chosen(replace(plan, needs=Needs(cls=ALL)), "memory", 10, tmp_path)
 
 
 # --------------------------------------------------------------------------- live
@@ -278,11 +396,21 @@ def other_token(split: Split) -> Split:
         lambda plan: replace(plan, split=plan.split.take(np.arange(59))),
         lambda plan: replace(plan, split=plan.split.take(np.arange(60)[::-1].copy())),
         lambda plan: replace(plan, needs=plan.needs | Needs(value=frozenset([1]))),
+        lambda plan: replace(plan, needs=plan.needs | Needs(attention_output=frozenset([1]))),
         lambda plan: replace(plan, needs=replace(plan.needs, logits=False)),
         lambda plan: replace(plan, dtype="float16"),
         lambda plan: replace(plan, bf16=True),
     ],
-    ids=["token", "fewer rows", "other order", "one more layer", "no logits", "dtype", "bf16"],
+    ids=[
+        "token",
+        "fewer rows",
+        "other order",
+        "one more layer",
+        "one more kind",
+        "no logits",
+        "dtype",
+        "bf16",
+    ],
 )
 def test_what_decides_the_signals_decides_the_fingerprint(
     plan: CachePlan, change: Callable[[CachePlan], CachePlan]
@@ -360,7 +488,9 @@ def test_the_estimated_size_is_the_actual_one(plan: CachePlan, dtype: str, needs
     assert estimate > 0
 
 
-def chosen(plan: CachePlan, source: str, limit: float, store: Path) -> tuple[Any, list[str]]:
+def chosen(
+    plan: CachePlan, source: str, limit: float, store: Path, taken: float = 0.0
+) -> tuple[Any, list[str]]:
     said: list[str] = []
     opened = open_source(
         source,
@@ -371,6 +501,7 @@ def chosen(plan: CachePlan, source: str, limit: float, store: Path) -> tuple[Any
         Ledger(),
         lambda _: None,
         said.append,
+        taken_mb=taken,
     )
     return opened, said
 
@@ -390,6 +521,17 @@ def test_auto_keeps_in_memory_what_fits_and_says_aloud_what_does_not(
     assert "--signals.limit_mb" in said[0]
     assert "live" in said[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_signals_of_other_teachers_count_against_the_limit(
+    plan: CachePlan, tmp_path: Path
+) -> None:
+    size = cache_megabytes(plan.split, plan.needs, shape_of(plan.teacher.config), 2, "float32")
+    fits, _ = chosen(plan, "auto", 1.001 * size + 1, tmp_path, taken=1.0)
+    assert fits.cached
+    live, said = chosen(plan, "auto", 0.999 * size + 1, tmp_path, taken=1.0)
+    assert not live.cached
+    assert "--signals.limit_mb" in said[0]
 
 
 @pytest.mark.parametrize("source", ["memory", "disk", "live"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,38 @@ def test_starts_of_six_layers_out_of_twelve() -> None:
     assert [t for _, t in skip] == [2, 4, 6, 8, 10, 12]
     assert [t for _, t in last] == [7, 8, 9, 10, 11, 12]
     assert [s for s, _ in skip] == [1, 2, 3, 4, 5, 6]
+    spread = planned(TWELVE, init="spread").layer_map
+    assert [t - 1 for _, t in spread] == [0, 2, 4, 7, 9, 11]  # DistilBERT's
+
+
+@pytest.mark.parametrize(
+    ("pairs", "settings", "layer_map"),
+    [
+        ("1-1+2-3", {}, ((1, 1), (2, 3))),
+        ("2-3+1-1", {"layers": 2}, ((1, 1), (2, 3))),
+        ("1-4+2-4+3-2", {}, ((1, 4), (2, 4), (3, 2))),
+        ("1-1+2-1+3-2+4-3+5-4", {"layers": 5}, ((1, 1), (2, 1), (3, 2), (4, 3), (5, 4))),
+        ("1-2", {}, ((1, 2),)),
+    ],
+)
+def test_a_start_from_pairs_of_layers(
+    pairs: str, settings: dict[str, int], layer_map: tuple[tuple[int, int], ...]
+) -> None:
+    plan = planned(init=pairs, **settings)
+    assert plan.layer_map == layer_map
+    assert plan.shape == Shape(len(layer_map), 16, 4, 32)
+    assert (plan.init, plan.source, plan.is_checkpoint) == (pairs, "pretrained", False)
+
+
+def test_a_named_shape_sets_all_four_sizes() -> None:
+    plan = planned(TWELVE, shape="4x312")
+    assert plan.shape == Shape(4, 312, 12, 1200)
+    assert (plan.init, plan.layer_map) == ("random", ())
+    plan = planned(TWELVE, shape="6x768", init="spread")
+    assert plan.shape == Shape(6, 768, 12, 3072)
+    assert [t for _, t in plan.layer_map] == [1, 3, 5, 8, 10, 12]
+    assert planned(TWELVE, shape="6x768").init == "first"
+    assert planned(Shape(6, 384, 12, 1536), shape="3x384").init == "first"
 
 
 @pytest.mark.parametrize("change", [{"width": 8}, {"feed_forward": 64}, {"layers": 5}])
@@ -117,6 +151,27 @@ def test_other_heads_still_copy_layers() -> None:
         ({"dropout": -0.1}, r"--student\.dropout"),
         ({"init": "skip", "width": 8}, r"--student\.init skip .*width 16.*random"),
         ({"init": "last", "feed_forward": 8}, r"--student\.init last .*feed-forward width 32"),
+        ({"init": "spread", "width": 8}, r"--student\.init spread .*width 16.*random"),
+        ({"init": "1-1+2-2", "width": 8}, r"--student\.init 1-1\+2-2 .*width 16.*random"),
+        ({"init": "1-1+3-2"}, r"--student\.init 1-1\+3-2: .* each student layer once \(1, 2, 3\)"),
+        ({"init": "1-1+1-2+2-3"}, r"each student layer once \(1, 2\)"),
+        ({"init": "0-0+1-1"}, r"each student layer once \(1\)"),
+        ({"init": "1-0"}, r"teacher layers from 1 on"),
+        ({"init": "1-1", "layers": 2}, r"each student layer once \(1, 2\)"),
+        ({"init": "1-1+2-5"}, r"--student\.init: '1-1\+2-5' names the pair 2-5"),
+        ({"init": "1-1+2-2", "layers": 1}, r"--student\.init: .*pair 2-2, but the student has"),
+        ({"init": "1-1+2-"}, r"--student\.init: .* malformed layer pairs '1-1\+2-'"),
+        ({"init": "1-1+1-1"}, r"--student\.init: .*pair 1-1 twice"),
+        ({"init": "sprad"}, r"--student\.init: unknown start 'sprad'\. Did you mean 'spread'"),
+        ({"shape": "4x313"}, r"--student\.shape: unknown shape '4x313'.*4x312"),
+        (
+            {"shape": "4x312", "heads": 6, "layers": 2},
+            r"--student\.layers, --student\.heads: --student\.shape 4x312 .*--student\.heads 12",
+        ),
+        ({"shape": "4x312", "width": 312}, r"--student\.width: --student\.shape 4x312 sets all"),
+        ({"shape": "4x312", "feed_forward": 8}, r"--student\.feed_forward: --student\.shape"),
+        ({"shape": "4x312", "init": "first"}, r"--student\.init first .*the student has 312"),
+        ({"shape": "4x312", "init": "some/folder"}, r"--student\.shape: the shape comes from"),
         ({"init": "first", "layers": 5}, r"--student\.layers 5 is more than the teacher's 4"),
         ({"init": "random", "source": "teacher"}, r"--student\.source teacher"),
         ({"width": 8, "source": "pretrained"}, r"--student\.source pretrained"),
@@ -142,7 +197,14 @@ def test_an_unknown_pretrained_checkpoint_is_refused_as_a_source() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    ("init", "copied"), [("first", (0, 1)), ("skip", (1, 3)), ("last", (2, 3))]
+    ("init", "copied"),
+    [
+        ("first", (0, 1)),
+        ("skip", (1, 3)),
+        ("last", (2, 3)),
+        ("spread", (0, 3)),
+        ("1-2+2-3", (1, 2)),
+    ],
 )
 def test_the_right_layers_and_the_embeddings_are_copied(
     teachers: dict[str, PreTrainedModel], family: str, init: str, copied: tuple[int, int]
@@ -159,6 +221,38 @@ def test_the_right_layers_and_the_embeddings_are_copied(
             assert equal(getattr(encoder(student), part), origin)
     # from the fine-tuned teacher, its head comes along
     assert equal(student.classifier, teacher.classifier)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("heads", [2, 1])
+def test_with_fewer_heads_the_weights_are_copied_and_the_heads_regrouped(
+    teachers: dict[str, PreTrainedModel], family: str, heads: int
+) -> None:
+    teacher = copy.deepcopy(teachers[family])
+    for name, parameter in teacher.named_parameters():
+        if re.search(r"query|value|[qv]_lin", name):
+            parameter.data *= 100.0  # random weights hardly attend to anything
+    same, fewer = (built(teacher, source="teacher", layers=4, heads=h) for h in (4, heads))
+    assert shape_of(fewer.config) == Shape(4, 16, heads, 32)
+    assert equal(fewer, teacher)
+    batch = {"input_ids": torch.arange(5, 17).view(2, 6), "output_hidden_states": True}
+    expected, regrouped = teacher.eval()(**batch), fewer.eval()(**batch)
+    torch.testing.assert_close(same.eval()(**batch).logits, expected.logits, rtol=0, atol=0)
+    # the heads change nothing below the first attention and something in every layer above it
+    assert torch.equal(regrouped.hidden_states[0], expected.hidden_states[0])
+    for own, others in zip(regrouped.hidden_states[1:], expected.hidden_states[1:], strict=True):
+        assert not torch.allclose(own, others, atol=1e-4)
+
+
+def test_two_student_layers_from_one_teacher_layer_are_two(
+    teachers: dict[str, PreTrainedModel],
+) -> None:
+    student = built(teachers["bert"], init="1-2+2-2+3-4", source="teacher")
+    first, second, third = layers(student)
+    assert equal(first, second)
+    assert equal(first, layers(teachers["bert"])[1])
+    assert equal(third, layers(teachers["bert"])[3])
+    assert first.output.dense.weight.data_ptr() != second.output.dense.weight.data_ptr()
 
 
 def test_a_copy_is_not_a_view_of_the_teacher(teachers: dict[str, PreTrainedModel]) -> None:

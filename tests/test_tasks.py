@@ -6,15 +6,16 @@ from ksel.config import CustomTaskConfig
 from ksel.errors import UsageError
 from ksel.evaluation import METRICS
 from ksel.sources import CLASS_METRICS, SCORE_METRICS, custom_task
-from ksel.tasks import TASKS, get_task
+from ksel.tasks import SPAN_METRICS, TASKS, get_task
 
 
-def test_table_has_the_nine_glue_tasks() -> None:
-    assert list(TASKS) == ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
+def test_table_has_the_nine_glue_tasks_and_the_two_of_squad() -> None:
+    glue = ["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"]
+    assert list(TASKS) == [*glue, "squad", "squad_v2"]
     assert TASKS["mnli"].dev_splits == ("dev_matched", "dev_mismatched")
 
 
-def test_regression_is_the_task_without_class_names() -> None:
+def test_regression_is_the_task_of_scores() -> None:
     assert [name for name, task in TASKS.items() if task.is_regression] == ["stsb"]
     assert TASKS["stsb"].num_outputs == 1
     assert TASKS["mnli"].num_outputs == 3
@@ -23,7 +24,8 @@ def test_regression_is_the_task_without_class_names() -> None:
 def test_every_metric_of_the_table_can_be_measured() -> None:
     assert set(METRICS) == {*CLASS_METRICS, *SCORE_METRICS}
     for task in TASKS.values():
-        assert set(task.metrics) <= set(SCORE_METRICS if task.is_regression else CLASS_METRICS)
+        known = SCORE_METRICS if task.is_regression else CLASS_METRICS
+        assert set(task.metrics) <= set(SPAN_METRICS if task.is_span else known)
 
 
 def test_unknown_task_names_the_nearest() -> None:

@@ -20,10 +20,11 @@ import tiny
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from ksel import teachers
+from ksel import locating, teachers
 from ksel.config import FineTuneConfig
 from ksel.data import Split, tokenize
 from ksel.errors import UsageError
+from ksel.fine_tuning import fine_tune, resolve_settings
 from ksel.heads import check_head, has_head, reorder_head
 from ksel.models import load_classifier, load_config, load_tokenizer, weights_fingerprint
 from ksel.sources import Rows, read_folder
@@ -31,12 +32,10 @@ from ksel.tasks import Task, get_task
 from ksel.teachers import (
     Located,
     Teacher,
-    fine_tune,
     locate_teacher,
     open_teacher,
     open_tokenizer,
     outline_teacher,
-    resolve_settings,
 )
 from ksel.types import Shape
 
@@ -198,11 +197,11 @@ def test_a_ready_regression_head_is_used(tmp_path: Path) -> None:
 
 
 def test_only_sequence_classifiers_have_a_head(tiny_teacher: Path, encoder: Path) -> None:
-    assert has_head(load_config(str(tiny_teacher)))
-    assert not has_head(load_config(str(encoder)))
+    assert has_head(load_config(str(tiny_teacher)), RTE)
+    assert not has_head(load_config(str(encoder)), RTE)
     config = load_config(str(encoder))
     config.architectures = None
-    assert not has_head(config)
+    assert not has_head(config, RTE)
 
 
 # --------------------------------------------------------------------------- fine-tuning
@@ -482,9 +481,9 @@ def test_a_teacher_that_somebody_woke_is_put_to_sleep_before_it_is_asked(
     setup = tiny_setup(signals={"source": "live"})
     batch = setup.train.batch(np.arange(4))
     needs = setup.pool.types[1].teacher
-    calm = setup.distiller.source(batch, needs).logits
+    calm = setup.distiller.sources[0](batch, needs).logits
     setup.teacher.model.train()
-    assert torch.equal(setup.distiller.source(batch, needs).logits, calm)
+    assert torch.equal(setup.distiller.sources[0](batch, needs).logits, calm)
 
 
 # --------------------------------------------------------------------------- where it comes from
@@ -503,7 +502,7 @@ def pretend_package(monkeypatch: pytest.MonkeyPatch, package: Path | None) -> No
     real = importlib.util.find_spec
 
     def find_spec(name: str, *rest: Any) -> importlib.machinery.ModuleSpec | None:
-        if name != teachers.EMBEDDED_PACKAGE:
+        if name != locating.EMBEDDED_PACKAGE:
             return real(name, *rest)
         if package is None:
             return None
@@ -511,7 +510,7 @@ def pretend_package(monkeypatch: pytest.MonkeyPatch, package: Path | None) -> No
         spec.submodule_search_locations = [str(package)]
         return spec
 
-    monkeypatch.setattr(teachers.importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(locating.importlib.util, "find_spec", find_spec)
 
 
 def test_without_a_name_the_hub_or_its_cache_comes_first(
@@ -523,14 +522,14 @@ def test_without_a_name_the_hub_or_its_cache_comes_first(
         asked.append(name)
         return load_config(str(tiny_teacher))
 
-    monkeypatch.setattr(teachers, "load_config", found)
-    monkeypatch.setattr(teachers, "load_tokenizer", found)
-    monkeypatch.setattr(teachers, "in_cache", lambda name, file: True)
+    monkeypatch.setattr(locating, "load_config", found)
+    monkeypatch.setattr(locating, "load_tokenizer", found)
+    monkeypatch.setattr(locating, "in_cache", lambda name, file: True)
     located = locate_teacher(None, pytest.fail)
-    assert located == Located(teachers.DEFAULT_TEACHER, teachers.DEFAULT_TEACHER, None)
+    assert located == Located(locating.DEFAULT_TEACHER, locating.DEFAULT_TEACHER, None)
     assert set(asked) == {"sentence-transformers/all-MiniLM-L6-v2"}
     # half of it in the cache is not enough where the rest cannot be fetched
-    monkeypatch.setattr(teachers, "in_cache", lambda name, file: False)
+    monkeypatch.setattr(locating, "in_cache", lambda name, file: False)
     pretend_package(monkeypatch, None)
     assert locate_teacher(None, silent).name == "tiny"
 
@@ -545,7 +544,7 @@ def test_then_the_embedded_package_whose_weights_are_checked(
         locate_teacher(None, silent)
     weights = package / "model" / "model.safetensors"
     right = hashlib.sha256(weights.read_bytes()).hexdigest()
-    monkeypatch.setattr(teachers, "EMBEDDED_SHA256", right)
+    monkeypatch.setattr(locating, "EMBEDDED_SHA256", right)
     said: list[str] = []
     located = locate_teacher(None, said.append)
     assert located.name == str(package / "model")
@@ -560,7 +559,7 @@ def test_then_the_embedded_package_whose_weights_are_checked(
 
 def test_the_sum_of_the_published_weights_is_that_of_the_real_ones(shared: Path) -> None:
     notice = shared / "models" / "all-MiniLM-L6-v2" / "NOTICE"
-    assert teachers.EMBEDDED_SHA256 in notice.read_text()
+    assert locating.EMBEDDED_SHA256 in notice.read_text()
 
 
 def test_at_last_a_tiny_bert_is_trained_on_the_spot(
@@ -584,7 +583,7 @@ def test_at_last_a_tiny_bert_is_trained_on_the_spot(
     assert teacher.pretrained is None
     assert teacher.record["fallback"] == located.fallback
     assert teacher.model.num_labels == 2
-    outline = outline_teacher(located, tokenizer, 32)
+    outline = outline_teacher(located, RTE, tokenizer, 32)
     assert outline.shape.layers == teacher.model.config.num_hidden_layers
     assert not outline.has_pretrained
 
@@ -614,21 +613,21 @@ def test_outline_is_known_before_the_weights(
     tiny_teacher: Path, encoder: Path, tmp_path: Path
 ) -> None:
     tokenizer = load_tokenizer(str(encoder))
-    ready = outline_teacher(Located(str(tiny_teacher), ""), tokenizer, 32)
+    ready = outline_teacher(Located(str(tiny_teacher), ""), RTE, tokenizer, 32)
     assert ready == teachers.Outline(Shape(4, 16, 4, 32), has_pretrained=False)
     bare = Path(shutil.copytree(encoder, tmp_path / "bare"))
     (bare / "model.safetensors").unlink()
-    assert outline_teacher(Located(str(bare), ""), tokenizer, 32).has_pretrained
+    assert outline_teacher(Located(str(bare), ""), RTE, tokenizer, 32).has_pretrained
 
 
 def test_sequences_longer_than_the_teacher_can_read_are_refused(tiny_teacher: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_teacher))
     with pytest.raises(UsageError, match=r"--batching\.max_length: 129 .* the 128 "):
-        outline_teacher(Located(str(tiny_teacher), ""), tokenizer, 129)
+        outline_teacher(Located(str(tiny_teacher), ""), RTE, tokenizer, 129)
     larger = copying.deepcopy(tokenizer)
     larger.add_tokens([f"word{i}" for i in range(500)])
     with pytest.raises(UsageError, match="--teacher: its tokenizer has"):
-        outline_teacher(Located(str(tiny_teacher), ""), larger, 32)
+        outline_teacher(Located(str(tiny_teacher), ""), RTE, larger, 32)
 
 
 def test_embedded_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -638,7 +637,7 @@ def test_embedded_asked_for_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     (tmp_path / "model").mkdir()
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-    monkeypatch.setattr(teachers, "_check_embedded", lambda folder: None)
+    monkeypatch.setattr(locating, "_check_embedded", lambda folder: None)
     found = locate_teacher("embedded", lambda message: None)
     assert (found.option, found.fallback) == ("embedded", None)
     assert Path(found.name) == tmp_path / "model"

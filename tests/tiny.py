@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
-from ksel.models import label_settings, own_generator
+from ksel.models import label_settings, new_model, own_generator
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
 from ksel.tasks import get_task
@@ -64,12 +64,50 @@ def write_data(folder: Path, rows: int = 200, dev: int = 40, seed: int = 0) -> P
     return folder
 
 
+def write_spans(
+    folder: Path, rows: int = 60, dev: int = 20, seed: int = 0, none: float = 0.0
+) -> Path:
+    """Questions in SQuAD's columns: where a thing was, in contexts of one to six sentences.
+
+    Args:
+        folder: where train and dev files are written.
+        rows, dev: numbers of questions.
+        seed: decides the texts.
+        none: share of the questions without an answer.
+    """
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", rows), ("dev", dev)):
+        table: dict[str, list[Any]] = {
+            key: [] for key in ("id", "title", "context", "question", "answers")
+        }
+        for number in range(count):
+            things = rng.permutation(THINGS)[: int(rng.integers(1, 7))]
+            places = [f"{rng.choice(COLOURS)} {rng.choice(PLACES)}" for _ in things]
+            sentences = [f"the {t} was in the {p} . " for t, p in zip(things, places, strict=True)]
+            chosen = int(rng.integers(len(things)))
+            start = len("".join(sentences[:chosen])) + sentences[chosen].index(places[chosen])
+            known = number >= none * count
+            about = things[chosen] if known else next(t for t in THINGS if t not in things)
+            table["id"].append(f"{name}-{number}")
+            table["title"].append("")
+            table["context"].append("".join(sentences).strip())
+            table["question"].append(f"where was the {about} ?")
+            table["answers"].append(
+                {"text": [places[chosen]] * known, "answer_start": [start] * known}
+            )
+        pd.DataFrame(table).to_parquet(folder / f"{name}.parquet")
+    return folder
+
+
 def write_teacher(folder: Path, family: str = "bert", task: str = "rte", seed: int = 0) -> Path:
-    """A random tiny classifier with a head for the task, and its tokenizer."""
+    """A random tiny model with a head for the task, and its tokenizer."""
     texts = [
         " ".join((*COLOURS, *THINGS, *PLACES)),
         "the a was in there and it stayed all day long",
     ]
+    if get_task(task).is_span:
+        texts.append("where ? .")
     tokenizer = tiny_tokenizer(texts)
     config = AutoConfig.for_model(
         family,
@@ -78,7 +116,7 @@ def write_teacher(folder: Path, family: str = "bert", task: str = "rte", seed: i
         **label_settings(get_task(task)),
     )
     with own_generator(seed):
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = new_model(config, get_task(task))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

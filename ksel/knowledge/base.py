@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 import torch
@@ -58,9 +59,11 @@ class Request:
         matching: its matching; empty for kinds without layers.
         pairs: the matched layers; empty for kinds without layers.
         explicit: True if the user named the pairs.
-        pool_kinds: kinds of all types in the pool.
+        pool_kinds: kinds of all types in the pool that learn from the same teacher.
         settings, task: of the run.
         student, teacher: shapes of the two models.
+        same_tokens: True if the teacher reads the student's tokens.
+        source: number of the teacher, from 0.
         seed: seed of learned projections.
     """
 
@@ -73,11 +76,17 @@ class Request:
     task: Task
     student: Shape
     teacher: Shape
+    same_tokens: bool
+    source: int
     seed: int
 
     def refuse(self, reason: str, alternative: str) -> UsageError:
         """The error for a type that this student, teacher or pool does not allow."""
         return UsageError(f"--knowledge.pool: '{self.spec}' {reason}. {alternative}")
+
+    def other(self, kind: str, matching: str | None = None) -> str:
+        """The quoted name of another kind of the same teacher; its matching is this one's."""
+        return f"'{spec_name(kind, self.matching if matching is None else matching, self.source)}'"
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ class Part:
     """What a kind builds: the loss, what it needs, the layers it ended up with.
 
     Attributes:
-        loss, student, teacher, pairs: as in :class:`KnowledgeType`.
+        loss, student, teacher, pairs, couples: as in :class:`KnowledgeType`.
         projections: learned maps from student to teacher width, by name.
     """
 
@@ -94,6 +103,7 @@ class Part:
     teacher: Needs
     pairs: Pairs = ()
     projections: dict[str, nn.Module] = field(default_factory=dict)
+    couples: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,10 @@ class Kind:
         unit: as in :class:`KnowledgeType`.
         build: makes a type's loss; raises UsageError where shapes do not allow it.
         lowest_layer: lowest layer number it can match (0 = embedding output); None for kinds
-            without layers.
+            without a choice of layers.
         settings: fields of KnowledgeConfig that it, and not every kind, reads.
+        pooled: True if it compares only outputs and [CLS] states, so that the teacher may have a
+            tokenizer of its own.
     """
 
     description: str
@@ -114,6 +126,19 @@ class Kind:
     build: Callable[[Request], Part]
     lowest_layer: int | None = None
     settings: tuple[str, ...] = ()
+    pooled: bool = False
+
+
+def spec_name(kind: str, matching: str, source: int) -> str:
+    """A type's name ``kind[/matching][@teacher]``; the first teacher's number is left out.
+
+    Args:
+        kind: name in the table of kinds.
+        matching: empty for kinds without a choice of layers.
+        source: number of the teacher, from 0.
+    """
+    layers = f"/{matching}" if matching else ""
+    return f"{kind}{layers}" + (f"@{source + 1}" if source else "")
 
 
 def units(unit: Unit, batch: Batch) -> Tensor:
@@ -149,6 +174,33 @@ def real_states(states: Tensor, batch: Batch) -> Tensor:
     infinities and NaN) then reaches neither the loss nor the gradient.
     """
     return at_least_float32(states).masked_fill(~real_tokens(batch)[..., None], 0.0)
+
+
+def log_probabilities(scores: Tensor, real: Tensor | None = None) -> Tensor:
+    """Logarithm of the softmax over the last dimension, 0 where an entry does not count.
+
+    Args:
+        scores: [..., c].
+        real: bool, broadcasts to ``scores``; False = the entry does not count. None = all do.
+
+    Returns:
+        [..., c], ready for :func:`divergence`. What does not count gets no gradient.
+    """
+    if real is None:
+        return scores.log_softmax(-1)
+    # Two entries at minus infinity would give 0 (-inf + inf) = NaN in the divergence; with both
+    # logarithms at 0 they add 1 (0 - 0).
+    return scores.masked_fill(~real, -inf).log_softmax(-1).masked_fill(~real, 0.0)
+
+
+def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
+    """KL(teacher || student) over the last dimension, [..., c] -> [...], from log-probabilities."""
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+
+
+def zero(batch: Batch) -> Tensor:
+    """The start of a sum over layers (scalar)."""
+    return torch.zeros((), device=batch.attention_mask.device)
 
 
 def student_layers(pairs: Pairs) -> frozenset[int]:

@@ -1,85 +1,29 @@
-"""The table of kinds, and the knowledge pool of a run, checked when it is built."""
+"""The knowledge pool of a run, checked when it is built."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ksel.config import KnowledgeConfig
 from ksel.errors import UsageError, unknown_name
-from ksel.knowledge.attention import build_attention
-from ksel.knowledge.base import Kind, KnowledgeType, Loss, Request
-from ksel.knowledge.fsp import build_fsp
-from ksel.knowledge.outputs import build_label, build_response
-from ksel.knowledge.relations import build_relation
-from ksel.knowledge.states import build_cls_hidden, build_hidden
-from ksel.matching import DEFAULT_MATCHING, Pairs, is_explicit, match_layers
+from ksel.knowledge.base import KnowledgeType, Loss, Request
+from ksel.knowledge.kinds import KINDS
+from ksel.knowledge.options import check_settings
+from ksel.knowledge.specs import Spec, find_name, read_specs
+from ksel.matching import Pairs, is_explicit, match_layers
 from ksel.tasks import Task
-from ksel.types import Batch, Shape, Signals
+from ksel.types import Batch, Shape, Signals, TeacherView
 
-KINDS: dict[str, Kind] = {
-    "label": Kind("the gold label: cross-entropy, or squared error", "example", build_label),
-    "response": Kind(
-        "the teacher's output: T^2 KL(teacher || student), or squared difference",
-        "example",
-        build_response,
-        settings=("temperature",),
-    ),
-    "cls_hidden": Kind(
-        "[CLS] states of matched layers: squared distance (Patient KD)",
-        "example",
-        build_cls_hidden,
-        lowest_layer=0,
-        settings=("normalize_cls",),
-    ),
-    "hidden": Kind(
-        "token states of matched layers: MSE, with a learned projection if widths differ",
-        "token",
-        build_hidden,
-        lowest_layer=0,
-    ),
-    "attention": Kind(
-        "attention maps of matched layers: MSE or KL",
-        "token",
-        build_attention,
-        lowest_layer=1,
-        settings=("attention_loss",),
-    ),
-    "query_relation": Kind(
-        "relations among the queries of matched layers: KL (MiniLMv2)",
-        "token",
-        partial(build_relation, vectors="query"),
-        lowest_layer=1,
-        settings=("relation_heads",),
-    ),
-    "key_relation": Kind(
-        "relations among the keys of matched layers: KL (MiniLMv2)",
-        "token",
-        partial(build_relation, vectors="key"),
-        lowest_layer=1,
-        settings=("relation_heads",),
-    ),
-    "value_relation": Kind(
-        "relations among the values of matched layers: KL (MiniLM, MiniLMv2)",
-        "token",
-        partial(build_relation, vectors="value"),
-        lowest_layer=1,
-        settings=("relation_heads",),
-    ),
-    "fsp": Kind(
-        "Gram matrices between consecutive matched layers: MSE",
-        "example",
-        build_fsp,
-        lowest_layer=0,
-    ),
-}
-"""Kind -> how to build it. A new kind is one file and one row."""
+Schedule = Literal["constant", "growth", "decay"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,16 +36,22 @@ class KnowledgePool:
             one for each pair of layers ("1_2"). The losses hold these modules: move and load
             them in place.
         weights: the K static weights.
+        schedules: how each weight moves over a stage, see :func:`schedule_factor`.
     """
 
     types: tuple[KnowledgeType, ...]
     projections: nn.ModuleDict
     weights: tuple[float, ...]
+    schedules: tuple[Schedule, ...]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The types' specs, with the matching written out."""
         return tuple(type.spec for type in self.types)
+
+    def factors(self, progress: float) -> tuple[float, ...]:
+        """The K factors of the weights at this share of the stage."""
+        return tuple(schedule_factor(schedule, progress) for schedule in self.schedules)
 
     def __len__(self) -> int:
         return len(self.types)
@@ -110,50 +60,76 @@ class KnowledgePool:
         return iter(self.types)
 
 
+def schedule_factor(schedule: Schedule, progress: float) -> float:
+    """What a static weight is multiplied with.
+
+    ``growth`` is the progress itself and ``decay`` what is left of it, so that the two add up to 1
+    (the linear weight schedules of Lu et al. 2022). The very first update of a stage has progress
+    0: a growing type is off in it.
+
+    Args:
+        schedule: constant, growth or decay.
+        progress: share of the stage's updates done, in [0, 1).
+    """
+    if schedule == "growth":
+        return progress
+    return 1.0 - progress if schedule == "decay" else 1.0
+
+
 def projection_key(spec: str) -> str:
     """A type's key in ``KnowledgePool.projections``."""
-    return re.sub(r"\W", "_", spec)
+    return re.sub(r"\W", "_", spec.replace("@", "_at_"))
 
 
 def build_pool(
-    settings: KnowledgeConfig, *, task: Task, student: Shape, teacher: Shape, seed: int
+    settings: KnowledgeConfig,
+    *,
+    task: Task,
+    student: Shape,
+    teachers: Sequence[TeacherView],
+    seed: int,
 ) -> KnowledgePool:
     """Build the knowledge pool, or say why it cannot be.
 
     Args:
         settings: the pool and how its losses are formed.
-        task: decides between classification and regression.
-        student, teacher: shapes of the two models.
+        task: decides between classes, scores and spans.
+        student: its shape.
+        teachers: in the order of their numbers; the student reads the tokens of the first.
         seed: seed of the learned projections (float32, on the CPU).
 
     Raises:
-        UsageError: an unknown kind or matching, a type named twice, a type that these shapes do
-            not allow, a setting out of range or one that no type in the pool uses.
+        UsageError: an unknown kind, matching or teacher, a type named twice, a type that these
+            models or this task do not allow, a setting out of range or one that no type in the
+            pool uses.
     """
-    _check_settings(settings)
-    specs = [_canonical(spec) for spec in settings.pool]
-    _check_distinct(settings.pool, specs)
-    kinds = frozenset(spec.partition("/")[0] for spec in specs)
-    _check_used(settings, kinds)
+    specs = read_specs(settings.pool, len(teachers))
+    check_settings(settings, frozenset(spec.kind for spec in specs))
     types, projections = [], nn.ModuleDict()
     for spec in specs:
-        request = _request(spec, kinds, settings, task, student, teacher, seed)
-        name = spec.partition("/")[0]
-        part = KINDS[name].build(request)
+        same_teacher = frozenset(other.kind for other in specs if other.source == spec.source)
+        view = teachers[spec.source]
+        request = _request(spec, same_teacher, settings, task, student, view, seed)
+        part = KINDS[spec.kind].build(request)
         if part.projections:
-            projections[projection_key(spec)] = nn.ModuleDict(part.projections)
+            projections[projection_key(spec.name)] = nn.ModuleDict(part.projections)
         types.append(
             KnowledgeType(
-                spec=spec,
-                kind=name,
+                spec=spec.name,
+                kind=spec.kind,
                 pairs=part.pairs,
-                unit=KINDS[name].unit,
+                unit=KINDS[spec.kind].unit,
                 student=part.student,
                 teacher=part.teacher,
                 loss=partial(_outside_autocast, part.loss),
+                source=spec.source,
+                couples=part.couples,
             )
         )
-    return KnowledgePool(tuple(types), projections, _weights(settings, specs))
+    names = [spec.name for spec in specs]
+    return KnowledgePool(
+        tuple(types), projections, _weights(settings, names), _schedules(settings, names)
+    )
 
 
 def _outside_autocast(loss: Loss, student: Signals, teacher: Signals, batch: Batch) -> Tensor:
@@ -163,130 +139,85 @@ def _outside_autocast(loss: Loss, student: Signals, teacher: Signals, batch: Bat
 
 
 def _request(
-    spec: str,
-    kinds: frozenset[str],
+    spec: Spec,
+    same_teacher: frozenset[str],
     settings: KnowledgeConfig,
     task: Task,
     student: Shape,
-    teacher: Shape,
+    view: TeacherView,
     seed: int,
 ) -> Request:
-    name, _, matching = spec.partition("/")
-    lowest = KINDS[name].lowest_layer
+    kind, teacher = KINDS[spec.kind], view.shape
     pairs: Pairs = ()
-    if lowest is not None:
-        pairs = match_layers(matching, student.layers, teacher.layers, spec=spec)
+    if kind.lowest_layer is not None:
+        pairs = match_layers(spec.matching, student.layers, teacher.layers, spec=spec.name)
     request = Request(
-        spec=spec,
-        matching=matching,
+        spec=spec.name,
+        matching=spec.matching,
         pairs=pairs,
-        explicit=is_explicit(matching),
-        pool_kinds=kinds,
+        explicit=is_explicit(spec.matching),
+        pool_kinds=same_teacher,
         settings=settings,
         task=task,
         student=student,
         teacher=teacher,
+        same_tokens=view.same_tokens,
+        source=spec.source,
         seed=seed,
     )
-    if lowest is not None and any(layer < lowest for pair in pairs for layer in pair):
+    if any(layer < (kind.lowest_layer or 0) for pair in pairs for layer in pair):
         raise request.refuse(
             "matches layer 0, but the embedding output has no attention",
-            f"Use layers from {lowest} on, or 'hidden/{matching}'.",
+            f"Use layers from {kind.lowest_layer} on, or {request.other('hidden')}.",
         )
+    if not (kind.pooled or view.same_tokens):
+        _refuse_tokens(request)
     return request
 
 
-def _canonical(spec: str) -> str:
-    """Check a spec's form and kind; write out the default matching."""
-    if "@" in spec:
-        raise UsageError(
-            f"--knowledge.pool: '{spec}' names a teacher with '@', but one teacher is supported "
-            f"so far. Write '{spec.partition('@')[0]}'."
-        )
-    name, slash, matching = spec.partition("/")
-    if name not in KINDS:
-        raise unknown_name("knowledge kind", name, KINDS, "--knowledge.pool")
-    if KINDS[name].lowest_layer is None:
-        if slash:
-            raise UsageError(
-                f"--knowledge.pool: '{spec}' has a layer matching, but {name} compares outputs, "
-                f"not layers. Write '{name}'."
-            )
-        return name
-    return f"{name}/{matching if slash else DEFAULT_MATCHING}"
+def _refuse_tokens(request: Request) -> None:
+    kinds = ["cls_hidden", "sample_similarity"] + ["response"] * (not request.task.is_span)
+    matching = {"cls_hidden": request.matching or "skip"}
+    others = ", ".join(request.other(kind, matching.get(kind, "")) for kind in kinds)
+    raise request.refuse(
+        "takes signals of single tokens, but teacher "
+        f"{request.source + 1} has a tokenizer of its own, so its tokens do not line up with the "
+        "student's",
+        f"Use one of {others}, or a teacher with the first one's tokenizer.",
+    )
 
 
-def _check_distinct(given: list[str], specs: list[str]) -> None:
-    # Pairs are compared as sets, names as they are: skip and last may give the same layers for
-    # one student and not for the next, and a pool has to fit both.
-    seen: dict[tuple[str, frozenset[str]], str] = {}
-    for written, spec in zip(given, specs, strict=True):
-        name, _, matching = spec.partition("/")
-        key = (name, frozenset(matching.split("+")))
-        if key in seen:
-            raise UsageError(
-                f"--knowledge.pool: '{seen[key]}' and '{written}' are the same knowledge type. "
-                "Name each type once; for more of it set its --knowledge.weights."
-            )
-        seen[key] = written
-
-
-def _check_settings(settings: KnowledgeConfig) -> None:
-    if not settings.pool:
-        raise UsageError(
-            "--knowledge.pool: the pool is empty. Name at least one knowledge type, such as "
-            f"'response'. Kinds: {', '.join(KINDS)}."
-        )
-    if not (settings.temperature > 0 and isfinite(settings.temperature)):
-        raise UsageError(
-            f"--knowledge.temperature: {settings.temperature} is no temperature. Give a number "
-            "above 0; published runs use 2 to 20."
-        )
-    if not 0 <= settings.ema_decay < 1:
-        raise UsageError(
-            f"--knowledge.ema_decay: {settings.ema_decay} is out of range. Give a number from 0 "
-            "up to, but not including, 1, such as 0.98."
-        )
-    if settings.relation_heads is not None and settings.relation_heads < 1:
-        raise UsageError(
-            f"--knowledge.relation_heads: {settings.relation_heads} is out of range. Give 1 or "
-            "more, or null for the teacher's heads."
-        )
-
-
-def _check_used(settings: KnowledgeConfig, kinds: frozenset[str]) -> None:
-    default = KnowledgeConfig()
-    for option in ("ema_decay", "max_gain"):
-        if settings.balance == "none" and getattr(settings, option) != getattr(default, option):
-            raise UsageError(
-                f"--knowledge.{option}: not used with --knowledge.balance none. Leave it out, or "
-                "set --knowledge.balance ema."
-            )
-    for option in dict.fromkeys(option for kind in KINDS.values() for option in kind.settings):
-        readers = [name for name, kind in KINDS.items() if option in kind.settings]
-        if getattr(settings, option) != getattr(default, option) and not kinds & set(readers):
-            raise UsageError(
-                f"--knowledge.{option}: only {', '.join(readers)} use it, and the pool has none. "
-                "Leave it out, or add such a type to --knowledge.pool."
-            )
-
-
-def _weights(settings: KnowledgeConfig, specs: list[str]) -> tuple[float, ...]:
-    """The static weights in the order of the pool; keys may leave the default matching out."""
-    given: dict[str, float] = {}
+def _weights(settings: KnowledgeConfig, names: list[str]) -> tuple[float, ...]:
+    """The static weights in the order of the pool."""
     for key, weight in settings.weights.items():
-        spec = f"{key}/{DEFAULT_MATCHING}" if key not in specs else key
-        if spec not in specs:
-            raise unknown_name("knowledge type in this pool:", key, specs, "--knowledge.weights")
-        if spec in given:
-            raise UsageError(
-                f"--knowledge.weights: '{spec}' has two weights, under its name and under the "
-                "name without the matching. Give one."
-            )
         if not (weight > 0 and isfinite(weight)):
             raise UsageError(
                 f"--knowledge.weights: {weight} for '{key}' is no weight. Give a number above 0; "
                 "to leave a type out, take it out of --knowledge.pool."
             )
-        given[spec] = weight
-    return tuple(given.get(spec, 1.0) for spec in specs)
+    given = _by_name(settings.weights, names, "--knowledge.weights", "weight")
+    return tuple(given.get(name, 1.0) for name in names)
+
+
+def _schedules(settings: KnowledgeConfig, names: list[str]) -> tuple[Schedule, ...]:
+    """How the weights move, in the order of the pool."""
+    option = "--knowledge.weight_schedules"
+    for schedule in settings.weight_schedules.values():
+        if schedule not in ("growth", "decay"):
+            raise unknown_name("weight schedule", schedule, ["growth", "decay"], option)
+    given = _by_name(settings.weight_schedules, names, option, "schedule")
+    return tuple(given.get(name, "constant") for name in names)
+
+
+def _by_name(given: dict[str, T], names: list[str], option: str, what: str) -> dict[str, T]:
+    """Settings of single types under the types' full names."""
+    found: dict[str, T] = {}
+    for key, value in given.items():
+        name = find_name(key, names, option)
+        if name in found:
+            raise UsageError(
+                f"{option}: '{name}' has two {what}s, under its full name and under a shorter "
+                "one. Give one."
+            )
+        found[name] = value
+    return found

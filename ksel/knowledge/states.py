@@ -2,92 +2,123 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ksel.knowledge.base import (
     Part,
     Request,
     at_least_float32,
     real_states,
+    real_tokens,
     student_layers,
     teacher_layers,
+    zero,
 )
+from ksel.knowledge.projections import Projections, learned_projections, projected
 from ksel.matching import Pairs
 from ksel.types import Batch, Needs, Signals
 
+EMBEDDINGS: Pairs = ((0, 0),)
+"""The embedding output of both models."""
+
 
 def build_cls_hidden(request: Request) -> Part:
-    """[CLS] states, with Patient KD's layer sets.
+    """[CLS] states, with Patient KD's layer sets; with learned projections if the widths differ.
 
-    Where ``response`` is in the pool it already teaches the last student layer, which is
-    therefore left out unless the user named the pairs: 12 -> 6 layers gives teacher layers
-    {2, 4, 6, 8, 10} for ``skip`` and {7, ..., 11} for ``last`` (Sun et al. 2019, section 3.2).
+    Where ``response`` of the same teacher is in the pool it already teaches the last student
+    layer, which is therefore left out unless the user named the pairs: 12 -> 6 layers gives
+    teacher layers {2, 4, 6, 8, 10} for ``skip`` and {7, ..., 11} for ``last`` (Sun et al. 2019,
+    section 3.2).
 
     Raises:
-        UsageError: widths differ, or no layer is left.
+        UsageError: no layer is left.
     """
-    student, teacher = request.student, request.teacher
-    if student.width != teacher.width:
-        raise request.refuse(
-            f"compares [CLS] states of equal width, but the student's width is {student.width} "
-            f"and the teacher's {teacher.width}",
-            f"Use 'hidden/{request.matching}', which learns a projection, or set "
-            f"--student.width {teacher.width}.",
-        )
+    student, teacher, settings = request.student, request.teacher, request.settings
     pairs = request.pairs
     if "response" in request.pool_kinds and not request.explicit:
         pairs = tuple((s, t) for s, t in pairs if s != student.layers)
     if not pairs:
+        named = request.other("cls_hidden", f"{student.layers}-{teacher.layers}")
         raise request.refuse(
-            "leaves out the last student layer because response is in the pool, and no other "
-            "layer is matched",
-            f"Name the pair ('cls_hidden/{student.layers}-{teacher.layers}'), use "
-            f"'hidden/{request.matching}', or take response out of the pool.",
+            f"leaves out the last student layer because {request.other('response', '')[1:-1]} is "
+            "in the pool, and no other layer is matched",
+            f"Name the pair ({named}), use {request.other('hidden')}, or take response out of "
+            "the pool.",
         )
-    loss = partial(cls_distance, pairs=pairs, normalize=request.settings.normalize_cls)
+    projections = learned_projections(request, pairs)
+    loss = partial(
+        cls_distance,
+        pairs=pairs,
+        projections=projections,
+        normalize=settings.normalize_cls,
+        average=settings.cls_reduction == "mean",
+    )
     return Part(
-        loss, Needs(cls=student_layers(pairs)), Needs(cls=teacher_layers(pairs)), pairs=pairs
+        loss,
+        Needs(cls=student_layers(pairs)),
+        Needs(cls=teacher_layers(pairs)),
+        pairs,
+        projections,
     )
 
 
 def build_hidden(request: Request) -> Part:
-    """All token states; with a learned projection per pair where the widths differ."""
-    pairs, student, teacher = request.pairs, request.student, request.teacher
-    projections: dict[str, nn.Module] = {}
-    if student.width != teacher.width:
-        for s, t in pairs:
-            projections[f"{s}_{t}"] = _projection(
-                student.width, teacher.width, f"{request.seed}/{request.spec}/{s}-{t}"
-            )
+    """All token states: MSE, with learned projections if the widths differ."""
+    return _token_states(request, request.pairs, cosine=False)
+
+
+def build_embedding(request: Request) -> Part:
+    """The embedding output: MSE, with a learned projection if the widths differ."""
+    return _token_states(request, EMBEDDINGS, cosine=False)
+
+
+def build_cosine(request: Request) -> Part:
+    """All token states: their angles, with learned projections if the widths differ."""
+    return _token_states(request, request.pairs, cosine=True)
+
+
+def _token_states(request: Request, pairs: Pairs, *, cosine: bool) -> Part:
+    projections = learned_projections(request, pairs)
+    loss = partial(
+        cosine_distance if cosine else hidden_distance, pairs=pairs, projections=projections
+    )
     return Part(
-        partial(hidden_distance, pairs=pairs, projections=projections),
+        loss,
         Needs(hidden=student_layers(pairs)),
         Needs(hidden=teacher_layers(pairs)),
-        pairs=pairs,
-        projections=projections,
+        pairs,
+        projections,
     )
 
 
 def cls_distance(
-    student: Signals, teacher: Signals, batch: Batch, *, pairs: Pairs, normalize: bool
+    student: Signals,
+    teacher: Signals,
+    batch: Batch,
+    *,
+    pairs: Pairs,
+    projections: Projections,
+    normalize: bool,
+    average: bool,
 ) -> Tensor:
-    """Squared distance of [CLS] states summed over matched layers, per example [b].
+    """Squared distance of [CLS] states over matched layers, per example [b].
 
     PT of Patient KD (Sun et al. 2019, eq. 7): states are brought to unit length if
-    ``normalize``; the squared distance is *summed* over the width. The authors' code averages
-    over the width too, so their beta is this loss's weight times (layers x width).
+    ``normalize``, after the projection where there is one. The paper *sums* the squared
+    differences over layers and width; the authors' code divides by layers x width, as
+    ``average`` does. A weight beta of the code is a weight beta / (layers x width) of the sum.
     """
-    total = torch.zeros((), device=batch.attention_mask.device)
+    total = zero(batch)
     for s, t in pairs:
         x, y = at_least_float32(student.cls[s]), at_least_float32(teacher.cls[t])
+        x = projected(x, projections, s, t)
         if normalize:
             x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
-        total = total + (x - y).square().sum(-1)
+        distance = (x - y).square().sum(-1)
+        total = total + (distance / (len(pairs) * y.shape[-1]) if average else distance)
     return total
 
 
@@ -97,31 +128,40 @@ def hidden_distance(
     batch: Batch,
     *,
     pairs: Pairs,
-    projections: dict[str, nn.Module],
+    projections: Projections,
 ) -> Tensor:
     """MSE of token states summed over matched layers and real tokens, per example [b].
 
-    MSE(H_S W, H_T) of TinyBERT (Jiao et al. 2020, eq. 8) and FeaK of Wang et al. 2022: mean
-    over the teacher's width. W is left out where the widths are equal.
+    MSE(H_S W, H_T) of TinyBERT (Jiao et al. 2020, eq. 8; eq. 9 for the embeddings), the
+    feed-forward loss of MLKD-BERT (Zhang et al. 2024), the hidden loss of MT-BERT (Wu et al.
+    2021) and FeaK of Wang et al. 2022: mean over the teacher's width. Without projections W is
+    left out.
     """
-    total = torch.zeros((), device=batch.attention_mask.device)
+    total = zero(batch)
     for s, t in pairs:
         x, y = real_states(student.hidden[s], batch), real_states(teacher.hidden[t], batch)
-        if projections:
-            x = projections[f"{s}_{t}"](x)
+        x = projected(x, projections, s, t)
         total = total + (x - y).square().mean(-1).sum(-1)
     return total
 
 
-def _projection(student_width: int, teacher_width: int, name: str) -> nn.Linear:
-    """W of TinyBERT: no bias (so that zeroed padding stays zero), and of the size that keeps
-    the states' variance. Drawn from a generator of its own, seeded by ``name``: neither torch's
-    global generator nor the other types in the pool play a part.
+def cosine_distance(
+    student: Signals,
+    teacher: Signals,
+    batch: Batch,
+    *,
+    pairs: Pairs,
+    projections: Projections,
+) -> Tensor:
+    """1 - cosine of token states summed over matched layers and real tokens, per example [b].
+
+    The cosine loss of DistilBERT (Sanh et al. 2019) and of Lu et al. 2022; blind to the states'
+    lengths.
     """
-    digest = hashlib.sha256(name.encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-    weight = torch.empty(teacher_width, student_width)
-    weight.normal_(std=student_width**-0.5, generator=generator)
-    layer = nn.utils.skip_init(nn.Linear, student_width, teacher_width, bias=False)
-    layer.weight = nn.Parameter(weight)
-    return layer
+    total = zero(batch)
+    for s, t in pairs:
+        x, y = real_states(student.hidden[s], batch), real_states(teacher.hidden[t], batch)
+        x = projected(x, projections, s, t)
+        cosines = (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1)
+        total = total + (1 - cosines).masked_fill(~real_tokens(batch), 0.0).sum(-1)
+    return total
