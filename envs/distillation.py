@@ -17,9 +17,10 @@ from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
 from ksel.evaluation import objective_value, predict_logits, score
+from ksel.machine import pick_device
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
-from ksel.setup import Setup, pick_device, prepare
+from ksel.setup import Setup, prepare
 from ksel.stages import decision_count, stage_ends
 
 DIVERGED_REWARD = -1.0

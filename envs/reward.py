@@ -55,11 +55,15 @@ class DropScale:
 class Exploration:
     """Exploration reward of the selection paper (arXiv 2302.00444), within an episode.
 
-    Soft actions: minus the cosine similarity with the previous action. Hard actions:
-    1 / sqrt(how often this mask was taken so far).
+    Called once for each decision; the paper's phase is a decision, ``env.phase_steps`` updates
+    long. Soft actions: minus the cosine similarity with the action of the phase before, 0 for
+    the first one and beside an empty action. Hard actions: 1 / sqrt(how often this mask was
+    taken so far, this time included); the paper's "falls with the count" leaves the form open.
 
     Attributes:
         soft: True if actions are weights.
+        previous: the last soft action.
+        counts: hard mask -> how often it was taken.
     """
 
     soft: bool

@@ -51,6 +51,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("annealed.start", 0, 1, False),
     ("episodes.count", 1, math.inf, False),
     ("episodes.share", 0, 1, True),
+    ("dynamic.label", 0, 1, False),
     ("span.stride", 0, math.inf, False),
     ("span.max_question", 1, math.inf, False),
     ("span.max_answer", 1, math.inf, False),

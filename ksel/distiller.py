@@ -208,7 +208,7 @@ class Distiller:
                 type = self.pool.types[k]
                 record.loss[k] = mean_loss(type, student, teachers[type.source], batch).item()
         observed = Observed(self.watched)
-        observed.add(student, teachers[0])
+        observed.add(student, teachers[0], batch)
         observed.write(record)
         return record
 
@@ -281,7 +281,7 @@ class Distiller:
                         sums[k] += value
                 self._backward(values, record.weight, separate, len(part))
                 if observe:
-                    observed.add(student, teachers[0])
+                    observed.add(student, teachers[0], part)
         self._check_losses(sums, active, off, record)
         if separate is not None:
             self._keep_norms(separate.norms, record)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ksel.records import Update
-from ksel.types import Needs, Signals
+from ksel.types import Batch, Needs, Signals
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ def _needs(layer: int | None) -> Needs:
     return Needs(logits=True, cls=frozenset(() if layer is None else (layer,)))
 
 
+def _answers(logits: Tensor, batch: Batch) -> Tensor:
+    """[b, classes] as they are; spans [b, n, 2] as [2 b, n], minus infinity where there is no token."""
+    if logits.ndim == 2:
+        return logits
+    padded = ~batch.attention_mask.bool()[..., None]
+    return logits.masked_fill(padded, -math.inf).movedim(-1, 0).flatten(0, 1)
+
+
 @dataclass
 class Observed:
     """Sums over the examples of a batch, gathered micro-batch by micro-batch.
@@ -53,22 +61,29 @@ class Observed:
     examples: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, student: Signals, teacher: Signals) -> None:
-        """Take in a micro-batch; teacher signals may be absent."""
+    def add(self, student: Signals, teacher: Signals, batch: Batch) -> None:
+        """Take in a micro-batch; teacher signals may be absent.
+
+        Spans (logits [b, n, 2]) count the distributions of first and last token, over the real
+        tokens, half each.
+        """
         assert student.logits is not None
-        logits = student.logits.detach()
-        self.examples += len(logits)
+        logits = _answers(student.logits.detach(), batch)
+        self.examples += len(batch)
+        parts = len(logits) / len(batch)
         span = self.watched.score_span
         if not span:
             log_p = logits.log_softmax(-1)
-            largest = math.log(logits.shape[-1])
-            self._add("entropy", -(log_p.exp() * log_p).sum() / largest)
+            terms = (log_p.exp() * log_p).nan_to_num(0.0)  # 0 x -inf where there is no token
+            largest = logits.isfinite().sum(-1).clamp_min(2).log()
+            self._add("entropy", -(terms.sum(-1) / largest).sum() / parts)
         if teacher.logits is not None:
+            taught = _answers(teacher.logits, batch)
             if span:
-                alike = 1.0 - (logits - teacher.logits).abs() / span
+                alike = 1.0 - (logits - taught).abs() / span
             else:
-                alike = (logits.argmax(-1) == teacher.logits.argmax(-1)).float()
-            self._add("agreement", alike.sum())
+                alike = (logits.argmax(-1) == taught.argmax(-1)).float()
+            self._add("agreement", alike.sum() / parts)
         for name, signals, layer in (
             ("student_cls", student, self.watched.student_layer),
             ("teacher_cls", teacher, self.watched.teacher_layer),

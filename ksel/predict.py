@@ -22,11 +22,11 @@ from ksel.decoding import decode
 from ksel.errors import UsageError, unknown_name
 from ksel.evaluation import finite_spans, predict_logits, score_split
 from ksel.files import atomic_path
+from ksel.machine import pick_device
 from ksel.models import load_classifier, load_tokenizer, on_device
 from ksel.readers import READERS, read_frame
 from ksel.rows import Rows, frame_rows
 from ksel.saved import STUDENT, SavedRun, open_run
-from ksel.setup import pick_device
 from ksel.sources import custom_task
 from ksel.tasks import Task, get_task
 from ksel.tracking import Progress

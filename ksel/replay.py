@@ -50,7 +50,18 @@ PROG = "python -m ksel.replay"
 MODES = ("validate", "schedule", "policy")
 NO_EFFECT = (
     *("agent", "name", "references", "evaluations", "rows.dev_on_the_way", "env.actions"),
-    *("episodes", "method", "a2c", "ppo", "ddpg", "bandit", "static", "random", "annealed"),
+    *(
+        "episodes",
+        "method",
+        "a2c",
+        "ppo",
+        "ddpg",
+        "bandit",
+        "static",
+        "random",
+        "annealed",
+        "dynamic",
+    ),
 )
 """Settings that only a search, a new agent or a measurement on the way reads."""
 VALIDATE_TAKES = ("data", "teacher", "teachers", "store", "device", "threads", "student.init")

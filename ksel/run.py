@@ -30,10 +30,11 @@ from ksel.evaluation import evaluate_dev
 from ksel.files import write_json
 from ksel.knowledge import KINDS, kind_of
 from ksel.leaving import Job, fail, leave, stopped, write_schedule, write_student
+from ksel.machine import resolve_threads
 from ksel.models import parameter_count
 from ksel.saved import inputs
 from ksel.settings import layer_names, parse_run
-from ksel.setup import Setup, episode_updates, prepare, resolve_threads
+from ksel.setup import Setup, episode_updates, prepare
 from ksel.summary import describe, opening_lines, print_summary
 from ksel.tracking import Progress, Tracker, training_loss
 from ksel.trajectory import ScheduleWriter
@@ -187,7 +188,9 @@ def _measure_teacher(job: Job, setup: Setup, tracker: Tracker) -> None:
         name = f"teacher {number + 1}" if number else "teacher"
         values = {f"{name.replace(' ', '_')}/{key}": value for key, value in metrics.items()}
         tracker.log("teacher", 0, values)
-        job.progress.say(f"{name}: {describe(setup.teacher_shapes[number], model)}; {_words(metrics)}")
+        job.progress.say(
+            f"{name}: {describe(setup.teacher_shapes[number], model)}; {_words(metrics)}"
+        )
     job.teacher = {**records[0], "others": records[1:]}
     write_json(job.folder / "teacher.json", job.teacher)
 

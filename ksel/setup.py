@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,24 +26,25 @@ from ksel.errors import UsageError
 from ksel.evaluation import check_objective
 from ksel.knowledge import KnowledgePool, build_pool
 from ksel.ledger import Ledger
+from ksel.machine import pick_device
 from ksel.models import check_inputs, on_device
 from ksel.observing import Watched
-from ksel.signals import CachePlan, TeacherSource, open_source
+from ksel.signals import CachedTeacher, TeacherSource
 from ksel.stages import Stage, build_stages, stage_ends, stage_shares
 from ksel.students import StudentPlan, build_student, check_vocabulary, plan_student
 from ksel.tasks import Task
+from ksel.teacher_setup import prepare_signals, prepare_teachers
 from ksel.teachers import (
     Located,
     Outline,
     Teacher,
     locate_teachers,
-    open_teachers,
     open_tokenizer,
     outline_teacher,
     same_tokens,
 )
 from ksel.tracking import Progress, Silent
-from ksel.types import Needs, Shape, TeacherView
+from ksel.types import Shape, TeacherView
 
 
 @dataclass
@@ -152,18 +151,20 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
     plan, pool = _plan(config, task, outlines[0], views)
     stages = build_stages(config.stages, pool.names, config.optim.learning_rate)
     everything = _tokenized(config, task, source.train, tokenizers, views)
-    read = {
-        name: _tokenized(config, task, split, tokenizers, views) for name, split in dev.items()
-    }
+    read = {name: _tokenized(config, task, split, tokenizers, views) for name, split in dev.items()}
     rows = [split.examples(train.idx) for split in everything]
     updates = step_budget(config, len(rows[0]))
     _check_stages(config, stage_shares(config.stages), updates)
-    teachers = _teachers(config, located, source, everything, tokenizers, device, progress)
+    teachers = prepare_teachers(config, located, source, everything, tokenizers, device, progress)
     student = _student(config, plan, teachers[0], task, tokenizers[0], device, progress.say)
-    sources = [
-        _signals(config, number, teachers, views, rows, pool, ledger, device, progress)
-        for number in range(len(teachers))
-    ]
+    sources: list[TeacherSource] = []
+    for number in range(len(teachers)):
+        taken = sum(s.megabytes for s in sources if isinstance(s, CachedTeacher))
+        sources.append(
+            prepare_signals(
+                config, number, teachers, views, rows, pool, ledger, device, progress, taken
+            )
+        )
     watched = _watched(config, task, plan.shape, views[0].shape)
     return Setup(
         config=config,
@@ -230,6 +231,11 @@ def _plan(
                 f"such as response@{number + 1}, to --knowledge.pool, or leave that teacher out."
             )
     coupled = [type.spec for type in pool if type.couples]
+    if coupled and config.batching.size < 2:
+        raise UsageError(
+            f"--batching.size 1: {', '.join(coupled)} compares the examples of a batch, and there "
+            f"is nothing to compare. Raise it, or take these out of --knowledge.pool."
+        )
     if coupled and config.optim.accumulate > 1:
         raise UsageError(
             f"--optim.accumulate {config.optim.accumulate}: {', '.join(coupled)} compares the "
@@ -348,45 +354,6 @@ def step_budget(config: RunConfig, rows: int) -> int:
     return updates
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that ``--device`` names.
-
-    Raises:
-        UsageError: CUDA is asked for and absent, or there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: no CUDA device is in reach. Use --device cpu.")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device {name} is not a device. Use cpu, cuda or cuda:0.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0."
-        )
-    return device
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def resolve_threads(config: RunConfig) -> RunConfig:
-    """Fix the number of threads, so that the saved settings say how many there were."""
-    return replace(config, threads=config.threads or available_cores())
-
-
-def store_folder(config: RunConfig) -> Path:
-    """Folder of fine-tuned teachers and cached signals."""
-    chosen = config.store or os.environ.get("KSEL_STORE") or "~/.cache/ksel"
-    return Path(chosen).expanduser()
-
-
 def _loud(progress: Progress | Silent, fallbacks: list[str]) -> Callable[[str], None]:
     """Say a fallback aloud and remember it for ``summary.json``."""
 
@@ -420,86 +387,3 @@ def _say_data(
     sizes = [f"{len(train):,} train", f"{len(reward):,} reward (cut from train)"]
     sizes += [f"{len(rows):,} {name}" for name, rows in dev.items()]
     progress.say(f"data: {source.task.name} from {source.origin}: {', '.join(sizes)}")
-
-
-def _teachers(
-    config: RunConfig,
-    located: list[Located],
-    source: Source,
-    splits: list[Split],
-    tokenizers: list[PreTrainedTokenizerBase],
-    device: torch.device,
-    progress: Progress | Silent,
-) -> list[Teacher]:
-    bar = None
-
-    def advance(update: int, updates: int, loss: float) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = progress.stage("teacher", updates)
-        bar.advance(loss=loss)
-        if update == updates:
-            bar.close()
-            bar = None
-
-    return open_teachers(
-        located,
-        source.task,
-        tokenizers,
-        splits,
-        config.fine_tune,
-        store_folder(config),
-        device,
-        progress.say,
-        advance,
-    )
-
-
-def _signals(
-    config: RunConfig,
-    number: int,
-    teachers: list[Teacher],
-    views: list[TeacherView],
-    rows: list[Split],
-    pool: KnowledgePool,
-    ledger: Ledger,
-    device: torch.device,
-    progress: Progress | Silent,
-) -> TeacherSource:
-    """The signals of teacher ``number`` for the training rows."""
-    shape = views[number].shape
-    needs = Needs.union(t.teacher for t in pool.types if t.source == number)
-    if number == 0:  # the one that is observed
-        cls = frozenset([shape.layers]) if "teacher_cls" in config.env.observe else frozenset()
-        needs = needs | Needs(logits=True, cls=cls)
-    plan = CachePlan(
-        teacher=teachers[number].model,
-        split=rows[number],
-        needs=needs,
-        dtype=config.signals.dtype,
-        batch_size=config.batching.eval_size,
-        device=device,
-        bf16=config.optim.bf16 and device.type == "cuda",
-        own_tokens=not views[number].same_tokens,
-    )
-    name = "teacher signals" if len(teachers) == 1 else f"signals of teacher {number + 1}"
-    bar = None
-
-    def advance(done: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = progress.stage(name, len(plan.split))
-        bar.advance(done)
-        if bar.done >= len(plan.split):
-            bar.close()
-
-    return open_source(
-        config.signals.source,
-        config.signals.limit_mb,
-        plan,
-        shape,
-        store_folder(config),
-        ledger,
-        advance,
-        progress.say,
-    )

@@ -241,10 +241,10 @@ def test_every_kind_moves_the_student_its_own_way(make: Make) -> None:
         alone, record = first_gradient(setup.distiller, only)
         without, _ = first_gradient(setup.distiller, everything - only)
         assert record.grad_norm[k] == pytest.approx(total_norm(alone), rel=1e-5), name
-        assert total_norm(alone) > 1e-3, name
+        assert total_norm(alone) > 1e-5, name
         missing = [a - w for a, w in zip(with_all, without, strict=True)]
         rest = [m - a for m, a in zip(missing, alone, strict=True)]
-        assert total_norm(rest) < 1e-3 * total_norm(alone), name
+        assert total_norm(rest) < 1e-3 * total_norm(alone) + 1e-6, name
         assert gap(after(setup.distiller, [only]), start) > 1e-4, name
 
 

@@ -15,7 +15,7 @@ from envs.observation import GLOBAL, PER_TYPE, Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.observing import Observed, Watched
 from ksel.records import Update, blank_update
-from ksel.types import Signals
+from ksel.types import Batch, Signals
 
 POOL = ("label", "response")
 
@@ -221,12 +221,37 @@ def test_copies_of_scale_and_exploration_are_independent(soft: bool) -> None:
 # --------------------------------------------------------------------------- what is observed
 
 
+def some_rows(*lengths: int) -> Batch:
+    """A batch of examples of these lengths; a single number: that many of one token."""
+    lengths = lengths if len(lengths) > 1 else (1,) * lengths[0]
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    rows = torch.arange(len(lengths))
+    return Batch(rows, mask, mask, None, rows)
+
+
+def test_entropy_and_agreement_of_spans_count_real_tokens_half_each() -> None:
+    logits = torch.full((2, 3, 2), 7.0)  # whatever stands in padding
+    logits[0, :, 0] = torch.tensor([0.0, 0.0, 0.0])  # start: uniform over three tokens
+    logits[0, :, 1] = torch.tensor([0.0, 0.0, 50.0])  # end: sure
+    logits[1, :2, 0] = torch.tensor([math.log(3), 0.0])  # 3/4, 1/4
+    logits[1, :2, 1] = torch.tensor([0.0, 50.0])
+    teacher = torch.zeros(2, 3, 2)
+    teacher[0, 2, 1] = teacher[1, 1, 1] = teacher[1, 1, 0] = 1.0
+    teacher[1, 2] = 99.0
+    observed, record = Observed(Watched(0.0, None, None)), blank_update(1)
+    observed.add(Signals(logits), Signals(teacher), some_rows(3, 2))
+    observed.write(record)
+    quarter = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(2)
+    assert record.entropy == pytest.approx((1.0 + 0.0 + quarter + 0.0) / 4, abs=1e-6)
+    assert record.agreement == pytest.approx(3 / 4)
+
+
 def test_entropy_and_agreement_of_classes_are_hand_worked() -> None:
     logits = torch.tensor([[0.0, 0.0], [math.log(3), 0.0], [0.0, 9.0]])
     teacher = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     observed, record = Observed(Watched(0.0, None, None)), blank_update(1)
-    observed.add(Signals(logits[:1]), Signals(teacher[:1]))
-    observed.add(Signals(logits[1:]), Signals(teacher[1:]))
+    observed.add(Signals(logits[:1]), Signals(teacher[:1]), some_rows(1))
+    observed.add(Signals(logits[1:]), Signals(teacher[1:]), some_rows(2))
     observed.write(record)
     p = 1 / (1 + math.exp(9))
     entropies = [
@@ -242,13 +267,13 @@ def test_entropy_and_agreement_of_classes_are_hand_worked() -> None:
 def test_agreement_of_scores_is_one_minus_the_distance() -> None:
     student, teacher = torch.tensor([[1.0], [5.0]]), torch.tensor([[2.0], [2.0]])
     observed, record = Observed(Watched(5.0, None, None)), blank_update(1)
-    observed.add(Signals(student), Signals(teacher))
+    observed.add(Signals(student), Signals(teacher), some_rows(2))
     observed.write(record)
     assert record.agreement == pytest.approx(1 - (0.2 + 0.6) / 2)
     assert math.isnan(record.entropy)
     far = blank_update(1)
     observed = Observed(Watched(5.0, None, None))
-    observed.add(Signals(student + 100), Signals(teacher))
+    observed.add(Signals(student + 100), Signals(teacher), some_rows(2))
     observed.write(far)
     assert far.agreement == 0
 
@@ -258,7 +283,7 @@ def test_states_are_averaged_over_the_whole_batch() -> None:
     observed, record = Observed(Watched(0.0, 2, 4)), blank_update(1)
     for rows in (slice(0, 1), slice(1, 3)):
         student = Signals(torch.zeros(3, 2)[rows], cls={2: states[rows]})
-        observed.add(student, Signals(cls={4: 10 * states[rows]}))
+        observed.add(student, Signals(cls={4: 10 * states[rows]}), some_rows(len(states[rows])))
     observed.write(record)
     assert record.student_cls == pytest.approx([2.0, 3.0])
     assert record.teacher_cls == pytest.approx([20.0, 30.0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRY_POINTS = {"run", "replay", "predict", "report", "__main__"}
+ENTRY_POINTS = {"run", "replay", "predict", "report", "sweep", "__main__"}
 FILES = sorted(p for room in ("ksel", "envs", "agents") for p in (ROOT / room).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -64,7 +64,7 @@ def unpickling(tree: ast.AST) -> list[str]:
             (called == "torch.load" and given.get("weights_only") != "True")
             or (called in ("np.load", "numpy.load") and given.get("allow_pickle") == "True")
             or called.endswith(".read_pickle")
-            or (called.endswith(".load") and called.split(".")[-2] in ("A2C", "PPO"))
+            or (called.endswith(".load") and called.split(".")[-2] in ("A2C", "PPO", "DDPG"))
         )
         if unsafe:
             found.append(ast.unparse(node))

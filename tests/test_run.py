@@ -43,9 +43,18 @@ AGENTS: dict[str, dict[str, Any]] = {
     "random_soft": {"agent": "random_soft", "references": ["finetune"]},
     "annealed": {"agent": "annealed", "references": []},
     "round_robin": {"agent": "round_robin"},
+    "ddpg": {"agent": "ddpg", "ddpg": {"learning_starts": 2}},
+    "ddpg_soft": {
+        "agent": "ddpg",
+        "ddpg": {"learning_starts": 2},
+        "env": {"actions": "soft", "exploration": 0.1},
+    },
+    "exp3s": {"agent": "bandit"},
+    "linucb": {"agent": "bandit", "bandit": {"algorithm": "linucb"}},
+    "dynamic": {"agent": "dynamic"},
 }
-SOFT = {"a2c_soft", "random_soft", "annealed"}
-SEARCHING = {"a2c", "ppo", "a2c_soft"}
+SOFT = {"a2c_soft", "random_soft", "annealed", "ddpg_soft", "dynamic"}
+SEARCHING = {"a2c", "ppo", "a2c_soft", "ddpg", "ddpg_soft", "exp3s", "linucb"}
 CONTENTS = {
     "config.yaml",
     "versions.json",
@@ -119,8 +128,9 @@ def test_the_folder_holds_what_a_run_leaves_behind(job: Callable[[str], Outcome]
     assert outcome.names() == CONTENTS
     assert leftovers(outcome.folder) == []
     policy = {path.name for path in (outcome.folder / "policy").iterdir()}
-    learned = {"policy.safetensors", "stable_baselines3.zip"} if name in SEARCHING else set()
-    assert policy == {"policy.json", *learned}
+    learned = {"policy.safetensors"} if name in SEARCHING else set()
+    own = {"stable_baselines3.zip"} if learned and AGENTS[name]["agent"] != "bandit" else set()
+    assert policy == {"policy.json", *learned, *own}
     student = {path.name for path in (outcome.folder / "student").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= student
     assert not list(outcome.folder.rglob("*.bin"))

@@ -16,16 +16,13 @@ import torch
 from ksel import setup as room
 from ksel.config import OptimConfig, RunConfig
 from ksel.errors import UsageError
+from ksel.machine import available_cores, pick_device, resolve_threads, store_folder
 from ksel.models import load_classifier, load_tokenizer, weights_fingerprint
 from ksel.settings import config_from_dict
 from ksel.setup import (
     Setup,
-    available_cores,
-    pick_device,
     prepare,
-    resolve_threads,
     step_budget,
-    store_folder,
 )
 from ksel.tasks import get_task
 
@@ -131,9 +128,9 @@ def test_training_rows_are_tokenised_once(
     counts: list[int] = []
     real = room.tokenize
 
-    def counting(rows: Any, **rest: Any) -> Any:
+    def counting(rows: Any, *rest: Any) -> Any:
         counts.append(len(rows))
-        return real(rows, **rest)
+        return real(rows, *rest)
 
     monkeypatch.setattr(room, "tokenize", counting)
     prepare(config_from_dict(tiny_settings()))
@@ -294,7 +291,29 @@ def test_a_task_of_ones_own(
     [
         ({"student": {"heads": 3}}, r"--student\.heads 3 does not divide"),
         ({"student": {"width": 8, "init": "first"}}, r"--student\.init first"),
-        ({"student": {"width": 8}}, r"--knowledge\.pool: 'cls_hidden/skip' .*8.*16"),
+        (
+            {
+                "student": {"width": 8},
+                "knowledge": {"pool": ["value_relation/last_1"], "relation_heads": 16},
+            },
+            r"--knowledge\.pool: 'value_relation/last_1' .*16 relation heads.*8.*16",
+        ),
+        ({"knowledge": {"pool": ["response@2"]}}, r"'response@2' names teacher 2.*--teachers"),
+        (
+            {"knowledge": {"pool": ["sample_similarity"]}, "optim": {"accumulate": 2}},
+            r"--optim\.accumulate 2: sample_similarity",
+        ),
+        (
+            {"knowledge": {"pool": ["sample_similarity"]}, "batching": {"size": 1}},
+            r"--batching\.size 1: sample_similarity",
+        ),
+        (
+            {"stages": [{"pool": ["label"], "share": 0.5}, {"share": 0.4}]},
+            r"--stages: the shares 0\.5, 0\.4 add up to 0\.9",
+        ),
+        ({"span": {"stride": 9}}, r"--span\.stride: not used with --task rte"),
+        ({"fine_tune": {"together": False}}, r"--fine_tune\.together: not used with one teacher"),
+        ({"teachers": ["a", "b"]}, r"--teacher and --teachers: give one"),
         (
             {"student": {"heads": 2}, "knowledge": {"pool": ["attention/skip"]}},
             r"--knowledge\.pool: 'attention/skip'.*head",
@@ -316,7 +335,7 @@ def test_what_does_not_fit_is_refused_before_a_teacher_is_trained(
 ) -> None:
     if "device" in changes:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(room, "open_teacher", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(room, "prepare_teachers", lambda *_: pytest.fail("trained"))
     values = tiny_settings(**{"teacher": str(encoder), **changes})
     with pytest.raises(UsageError, match=message) as caught:
         prepare(config_from_dict(values))
@@ -398,13 +417,13 @@ def test_stages_are_reported_to_their_end(
 def test_fallbacks_are_said_and_recorded(
     tiny_settings: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ksel import teachers
+    from ksel import locating
 
-    real = teachers.importlib.util.find_spec
+    real = locating.importlib.util.find_spec
     monkeypatch.setattr(
-        teachers.importlib.util,
+        locating.importlib.util,
         "find_spec",
-        lambda name, *rest: None if name == teachers.EMBEDDED_PACKAGE else real(name, *rest),
+        lambda name, *rest: None if name == locating.EMBEDDED_PACKAGE else real(name, *rest),
     )
     notes = Notes()
     values = tiny_settings(

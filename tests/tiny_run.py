@@ -9,6 +9,7 @@ from unittest import mock
 import tiny
 import yaml
 
+from agents.make import AGENTS
 from ksel import leaving, run
 
 
@@ -33,7 +34,7 @@ def make_run(
         "episodes": {"count": 1, "share": 0.5},
     }
     values = tiny.settings(data, teacher, folder / "store", **{**usual, **changes})
-    if values["agent"] not in ("a2c", "ppo"):
+    if not AGENTS[values["agent"]].learns:
         values.pop("episodes")
     settings = folder / f"{name}.yaml"
     settings.parent.mkdir(parents=True, exist_ok=True)

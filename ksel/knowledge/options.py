@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, isfinite
+from math import inf
 
 from ksel.config import KnowledgeConfig
 from ksel.errors import UsageError
@@ -45,7 +45,7 @@ def check_settings(settings: KnowledgeConfig, kinds: frozenset[str]) -> None:
         value = getattr(settings, option)
         if value is None:
             continue
-        fits = lowest <= value < limit and isfinite(value) and not (excluded and value == lowest)
+        fits = lowest <= value < limit and not (excluded and value == lowest)
         if not fits:
             raise UsageError(f"--knowledge.{option}: {value} is out of range. Give {advice}.")
     default = KnowledgeConfig()
