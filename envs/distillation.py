@@ -16,7 +16,7 @@ from torch import Tensor
 from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
-from ksel.evaluation import objective_value, predict_logits, score
+from ksel.evaluation import objective_value, predict_logits, score_split
 from ksel.machine import pick_device
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
@@ -353,7 +353,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if self.settings.exploration:
             reward += self.settings.exploration * self._exploration(mask)
         if terminated and self.settings.final_metric:
-            metrics = score(self.setup.task, logits, self.setup.reward.labels)
+            setup = self.setup
+            metrics = score_split(setup.task, logits, setup.reward, setup.config.span)
             reward += self.settings.final_metric * metrics[self.setup.task.metrics[0]]
         return reward
 

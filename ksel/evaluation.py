@@ -127,6 +127,7 @@ def score(task: Task, logits: Tensor, labels: Tensor | None) -> dict[str, float]
     Raises:
         UsageError: the split has no labels.
     """
+    assert not task.is_span
     if labels is None:
         raise UsageError(
             f"--data: this split of task {task.name} has no labels, so it cannot be scored. "
@@ -253,7 +254,7 @@ def objective_value(
     if task.is_span:
         logits, labels = logits.transpose(1, 2).flatten(0, 1), labels.flatten()
     padded = logits == -torch.inf if task.is_span else torch.zeros_like(logits, dtype=torch.bool)
-    if not bool((torch.isfinite(logits) | padded).all()) or bool(padded.all(1).any()):
+    if not bool((torch.isfinite(logits) | padded).all()):
         return math.nan
     logits = logits.double()
     if task.is_regression:

@@ -16,13 +16,11 @@ from ksel.tasks import Task
 SEQUENCE, SPAN = "ForSequenceClassification", "ForQuestionAnswering"
 
 
-def has_head(config: PreTrainedConfig, task: Task | None = None) -> bool:
-    """True if the checkpoint was saved with the kind of head that the task needs (None: any).
+def has_head(config: PreTrainedConfig, task: Task) -> bool:
+    """True if the checkpoint was saved with the kind of head that the task needs.
 
     A head for classes or scores is none for spans, and the other way round.
     """
-    if task is None:
-        return _is_for(config, SEQUENCE) or _is_for(config, SPAN)
     return _is_for(config, SPAN if task.is_span else SEQUENCE)
 
 

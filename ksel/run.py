@@ -326,7 +326,7 @@ def _dev(
     setup: Setup, model: Any, rows: int | None, dev: dict[str, Split] | None = None
 ) -> dict[str, float]:
     dev = dev or setup.dev
-    sizes = [min(rows or len(split), len(split)) for split in dev.values()]
+    sizes = [min(rows or s.num_examples, s.num_examples) for s in dev.values()]
     with setup.ledger.time("dev", sum(sizes)):
         return evaluate_dev(
             model,

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ksel.config import RunConfig
 from ksel.models import parameter_count
 from ksel.setup import Setup
+from ksel.stages import stage_ends, stage_shares
 from ksel.trajectory import ScheduleWriter, time_means
 from ksel.types import Shape
 
@@ -45,6 +46,7 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
     held = config.env.phase_steps
     hold = "a decision at each" if held == 1 else f"a decision every {held}"
     lines.append(f"budget: {setup.updates:,} updates of {config.batching.size} rows, {hold}")
+    lines += _stage_lines(setup)
     if episode is None:
         lines.append(f"search: none, {config.agent} does not learn")
     else:
@@ -54,6 +56,20 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
             f"{total / setup.updates:.2f} x the budget"
         )
     return lines
+
+
+def _stage_lines(setup: Setup) -> list[str]:
+    """One line for each stage of a run that has several."""
+    stages = setup.distiller.parts.stages
+    ends = stage_ends(stage_shares(setup.config.stages), setup.updates)
+    lines = []
+    for number, (stage, start, end) in enumerate(zip(stages, (0, *ends), ends, strict=False), 1):
+        names = [name for name, on in zip(setup.pool.names, stage.allowed, strict=True) if on]
+        lines.append(
+            f"stage {number}: {end - start:,} updates, learning rate {stage.learning_rate:g}: "
+            f"{', '.join(names)}"
+        )
+    return lines if len(stages) > 1 else []
 
 
 def describe(shape: Shape, model: PreTrainedModel) -> str:
@@ -133,8 +149,8 @@ def summarize(
 
 
 def _rows(setup: Setup) -> dict[str, int]:
-    dev = {name: len(split) for name, split in setup.dev.items()}
-    return {"train": len(setup.train), "reward": len(setup.reward), **dev}
+    splits = {"train": setup.train, "reward": setup.reward, **setup.dev}
+    return {name: split.num_examples for name, split in splits.items()}
 
 
 def _shares_over_time(writer: ScheduleWriter) -> list[list[float]]:

@@ -76,10 +76,10 @@ def test_the_benchmark_of_questions_is_what_its_version_says() -> None:
     assert train.pairs is not None
     assert train.answers is not None
     assert (train.texts[0], train.pairs[0], train.answers[0]) == (
-        "Where was the large piano performed?",
-        "The last star was observed by Helen. The large piano was performed near Madrid. The first "
-        "bread was baked more than eight times. The famous disease was prescribed before spring.",
-        Answers(("Madrid",), (72,)),
+        "What was performed near Athens?",
+        "The strange star was observed near Madrid. The large piano was performed near Athens. The "
+        "first bread was baked in spring. The last disease was prescribed in November.",
+        Answers(("The large piano",), (43,)),
     ), "a changed corpus needs a new version"
 
 

@@ -180,13 +180,13 @@ def test_long_questions_are_cut(bert: Any) -> None:
 
 def test_half_a_word_with_more_tokens_than_in_the_whole_is_cut_further() -> None:
     class Odd:
-        """Every question of more than three letters has two tokens more than letters."""
+        """A question of more than four letters has two tokens more than letters."""
 
         is_fast = True
 
         def __call__(self, texts: Any, **_: Any) -> dict[str, Any]:
             many = [texts] if isinstance(texts, str) else texts
-            sizes = [len(text) + 2 * (len(text) > 3) for text in many]
+            sizes = [len(text) + 2 * (len(text) > 4) for text in many]
             ids = [[7] * size for size in sizes]
             offsets = [[(i, i + 1) for i in range(size)] for size in sizes]
             return {
@@ -197,8 +197,8 @@ def test_half_a_word_with_more_tokens_than_in_the_whole_is_cut_further() -> None
     from ksel.spans import _questions
 
     texts, lengths = _questions(["abcdefgh", "ab"], Odd(), 5)
-    assert texts == ["abc", "ab"]
-    assert lengths.tolist() == [3, 2]
+    assert texts == ["abcd", "ab"]
+    assert lengths.tolist() == [4, 2]
 
 
 def test_blanks_around_a_question_do_not_count(roberta: Any) -> None:
@@ -278,6 +278,7 @@ def test_tokens_that_show_nothing_are_no_answers() -> None:
         ("it is 🗼 in 🇫🇷 there", "🗼"),
         ("it cost €5 (five)", "€5"),
         ("\u200bParis is there", "\u200bParis"),
+        ("that is Paris\u200b", "Paris\u200b"),
         ("in\u00a0Paris\u2009now", "Paris"),
         ("x\ty\n\nParis", "Paris"),
     ],

@@ -18,6 +18,7 @@ from ksel.errors import UsageError
 from ksel.optim import linear_schedule
 from ksel.setup import Setup
 from ksel.stages import build_stages, decision_count, place, stage_ends
+from ksel.summary import opening_lines
 from ksel.trajectory import ScheduleWriter
 
 POOL = ("label", "response", "hidden/skip", "cls_hidden/skip@2")
@@ -259,3 +260,11 @@ def test_observing_without_measuring_pays_nothing_and_touches_no_reward_rows(
     assert measured["training"][2] == seeing["training"][2]
     flat = setup.ledger.since(held_out).flat()
     assert flat["cost/held_out_examples"] == len(setup.reward)  # the last reset alone
+
+
+def test_the_opening_lines_name_the_stages(staged: Setup) -> None:
+    lines = [line for line in opening_lines(staged, None) if line.startswith("stage")]
+    assert lines == [
+        "stage 1: 4 updates, learning rate 0.002: hidden/skip",
+        "stage 2: 4 updates, learning rate 0.001: label, response",
+    ]
