@@ -5,66 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ksel.balance import RunningSizes
-from ksel.config import KnowledgeConfig, OptimConfig
-from ksel.data import BatchOrder, Split
+from ksel.data import BatchOrder
 from ksel.errors import UsageError
 from ksel.generator import OwnGenerator
 from ksel.gradients import SeparateGradients, add_together
-from ksel.knowledge import KnowledgePool, mean_loss, units
-from ksel.ledger import Ledger
+from ksel.knowledge import mean_loss, units
 from ksel.models import Tap
-from ksel.observing import Observed, Watched
+from ksel.observing import Observed
 from ksel.optim import adamw, allocate_moments, linear_schedule
+from ksel.parts import DistillerParts
 from ksel.records import DivergedError, Snapshot, Update, blank_update
-from ksel.signals import TeacherSource
-from ksel.stages import Place, Stage, place, stage_ends
+from ksel.stages import Place, place, stage_ends
 from ksel.types import Batch, Needs, Signals
 
 SMALLEST_LOSS = 1e-8
 """A loss below this may rightly have no gradient; above it, a missing gradient is an error."""
-
-
-@dataclass(frozen=True)
-class DistillerParts:
-    """What a distiller is built from.
-
-    Attributes:
-        student: with its initial weights, on its device.
-        pool: the knowledge pool; its projections are trained with the student.
-        sources: each teacher's signals for the rows of ``train``.
-        train: training rows.
-        batch_size, bucket: see :class:`ksel.data.BatchOrder`.
-        optim, knowledge: settings.
-        stages: the stages of the run, see :func:`ksel.stages.build_stages`.
-        updates: the step budget of a full distillation.
-        watched: what is observed beside the losses.
-        dropout: the student's dropout probability.
-        seed: seed of the student's own dropout generator.
-        ledger: where the work is counted.
-    """
-
-    student: PreTrainedModel
-    pool: KnowledgePool
-    sources: tuple[TeacherSource, ...]
-    train: Split
-    batch_size: int
-    bucket: int
-    optim: OptimConfig
-    knowledge: KnowledgeConfig
-    stages: tuple[Stage, ...]
-    updates: int
-    watched: Watched
-    dropout: float
-    seed: int
-    ledger: Ledger = field(default_factory=Ledger)
 
 
 class Distiller:

@@ -21,7 +21,7 @@ from ksel.data import (
     tokenize,
     updates_per_epoch,
 )
-from ksel.distiller import Distiller, DistillerParts
+from ksel.distiller import Distiller
 from ksel.errors import UsageError
 from ksel.evaluation import check_objective
 from ksel.knowledge import KnowledgePool, build_pool
@@ -29,6 +29,7 @@ from ksel.ledger import Ledger
 from ksel.machine import pick_device
 from ksel.models import check_inputs, on_device
 from ksel.observing import Watched
+from ksel.parts import DistillerParts
 from ksel.signals import CachedTeacher, TeacherSource
 from ksel.stages import Stage, build_stages, stage_ends, stage_shares
 from ksel.students import StudentPlan, build_student, check_vocabulary, plan_student
