@@ -30,7 +30,7 @@ from ksel.machine import pick_device
 from ksel.models import check_inputs, on_device
 from ksel.observing import Watched
 from ksel.parts import DistillerParts
-from ksel.signals import CachedTeacher, TeacherSource
+from ksel.signals import TeacherSource
 from ksel.stages import Stage, build_stages, stage_ends, stage_shares
 from ksel.students import StudentPlan, build_student, check_vocabulary, plan_student
 from ksel.tasks import Task
@@ -138,34 +138,18 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
     if isinstance(progress, Silent):
         for fallback in fallbacks:
             warnings.warn(fallback, stacklevel=2)
-    config = _as_found(config, source, located)
-    task = source.task
-    tokenizers = [open_tokenizer(one, _texts(source.train)) for one in located]
-    outlines = [
-        outline_teacher(one, task, tokenizer, config.batching.max_length)
-        for one, tokenizer in zip(located, tokenizers, strict=True)
-    ]
-    views = [
-        TeacherView(outline.shape, same_tokens(tokenizers[0], tokenizer))
-        for outline, tokenizer in zip(outlines, tokenizers, strict=True)
-    ]
+    config, task = _as_found(config, source, located), source.task
+    tokenizers, outlines, views = _readers(config, source, located)
     plan, pool = _plan(config, task, outlines[0], views)
     stages = build_stages(config.stages, pool.names, config.optim.learning_rate)
     everything = _tokenized(config, task, source.train, tokenizers, views)
     read = {name: _tokenized(config, task, split, tokenizers, views) for name, split in dev.items()}
     rows = [split.examples(train.idx) for split in everything]
     updates = step_budget(config, len(rows[0]))
-    _check_stages(config, stage_shares(config.stages), updates)
+    _check_stages(config, updates)
     teachers = prepare_teachers(config, located, source, everything, tokenizers, device, progress)
     student = _student(config, plan, teachers[0], task, tokenizers[0], device, progress.say)
-    sources: list[TeacherSource] = []
-    for number in range(len(teachers)):
-        taken = sum(s.megabytes for s in sources if isinstance(s, CachedTeacher))
-        sources.append(
-            prepare_signals(
-                config, number, teachers, views, rows, pool, ledger, device, progress, taken
-            )
-        )
+    sources = prepare_signals(config, teachers, views, rows, pool, ledger, device, progress)
     watched = _watched(config, task, plan.shape, views[0].shape)
     return Setup(
         config=config,
@@ -192,6 +176,22 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
         ledger=ledger,
         device=device,
     )
+
+
+def _readers(
+    config: RunConfig, source: Source, located: list[Located]
+) -> tuple[list[PreTrainedTokenizerBase], list[Outline], list[TeacherView]]:
+    """Each teacher's tokenizer and outline, and what the pool has to know of it."""
+    tokenizers = [open_tokenizer(one, _texts(source.train)) for one in located]
+    outlines = [
+        outline_teacher(one, source.task, tokenizer, config.batching.max_length)
+        for one, tokenizer in zip(located, tokenizers, strict=True)
+    ]
+    views = [
+        TeacherView(outline.shape, same_tokens(tokenizers[0], tokenizer))
+        for outline, tokenizer in zip(outlines, tokenizers, strict=True)
+    ]
+    return tokenizers, outlines, views
 
 
 def _rows(
@@ -264,8 +264,9 @@ def _tokenized(
     return splits
 
 
-def _check_stages(config: RunConfig, shares: tuple[float, ...], updates: int) -> None:
+def _check_stages(config: RunConfig, updates: int) -> None:
     """Refuse a budget, of the run or of a search episode, that leaves a stage without an update."""
+    shares = stage_shares(config.stages)
     stage_ends(shares, updates)
     stage_ends(shares, episode_updates(config, updates))
 
