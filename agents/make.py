@@ -6,11 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import numpy as np
 from gymnasium import spaces
 
 from agents.bandit import BanditAgent, check_bandit
 from agents.ddpg import DDPGAgent, check_ddpg
-from agents.fixed import LABEL, FixedPolicy, fixed_policy, kind_of, refuse_one_sided
+from agents.fixed import (
+    LABEL,
+    FixedPolicy,
+    fixed_policy,
+    kind_of,
+    mask_vector,
+    refuse_one_sided,
+)
 from agents.policy import Learner
 from agents.stable_baselines import SB3Agent, check_hyper_parameters
 from ksel.config import DDPGConfig, DynamicConfig, EnvConfig, RunConfig
@@ -206,6 +214,51 @@ def _check_dynamic(config: RunConfig) -> None:
             f"--dynamic.label is not used: --knowledge.pool has no '{LABEL}'. Leave it out, or "
             f"add '{LABEL}' to the pool."
         )
+
+
+def check_agent(
+    config: RunConfig, pool: Sequence[str], decisions: int, allowed: Sequence[np.ndarray]
+) -> None:
+    """Refuse an agent that cannot work with this pool, search or stages; needs no environment.
+
+    Args:
+        config: the run.
+        pool: names of the knowledge types.
+        decisions: decisions of the whole search; read only where the agent learns.
+        allowed: for each stage, which of the types can be selected, [K] bool.
+
+    Raises:
+        UsageError: as :func:`make_agent`; a search too short to learn from; a static mask of which
+            nothing can be selected in a stage.
+    """
+    if get_agent(config.agent).learns:
+        if decisions < 2:
+            raise UsageError(
+                f"--agent {config.agent} cannot learn from {decisions} decision(s). Raise "
+                f"--episodes.count, --episodes.share or the step budget (--optim.max_updates), "
+                f"or lower --env.phase_steps."
+            )
+        if config.agent == "ddpg" and decisions <= config.ddpg.learning_starts:
+            raise UsageError(
+                f"--ddpg.learning_starts {config.ddpg.learning_starts} is not below the search's "
+                f"{decisions} decisions: the first update would never come. Lower it, or raise "
+                f"--episodes.count or the step budget."
+            )
+        return
+    soft = resolve_actions(config.agent, config.env.actions)
+    size = (len(pool),)
+    space: spaces.Space = spaces.Box(0.0, 1.0, size) if soft else spaces.MultiBinary(len(pool))
+    make_agent(config, pool, spaces.Dict({}), space)
+    if config.agent != "static":
+        return
+    mask = mask_vector(config.static.mask, pool) > 0
+    for number, possible in enumerate(allowed, 1):
+        if mask.any() and not (mask & possible).any():
+            names = ", ".join(name for name, on in zip(pool, possible, strict=True) if on)
+            raise UsageError(
+                f"--static.mask: nothing of it can be selected in stage {number}, which would train "
+                f"nothing. Add one of {names}, or change --stages."
+            )
 
 
 def make_agent(

@@ -87,6 +87,7 @@ def play(
     seed: int,
     measure: bool,
     observe: bool | None = None,
+    plain: bool = False,
     on_update: Callable[[int], None] | None = None,
 ) -> Played:
     """One episode of a policy that does not learn any more.
@@ -97,10 +98,12 @@ def play(
         seed: seed of batches and policy; the same seed gives the same batches to every policy.
         measure: measure rewards (and the observation that comes with them).
         observe: show the policy a fresh observation at each decision; None = as ``measure``.
+        plain: leave the run's stages, static weights and weight schedules out.
         on_update: called with the updates done after each decision, e.g. to evaluate.
     """
     begun, done, inside = len(env.rewards), env.updates_done, env.seconds
-    observation, _ = env.reset(seed=seed, options=measuring(measure, observe))
+    options = {**measuring(measure, observe), "plain": plain}
+    observation, _ = env.reset(seed=seed, options=options)
     policy.reset(np.random.default_rng([seed, 5]))
     agent_seconds, decisions, terminated = 0.0, 0, False
     reason = None

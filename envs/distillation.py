@@ -21,7 +21,7 @@ from ksel.machine import pick_device
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
-from ksel.stages import decision_count, stage_ends
+from ksel.stages import decision_count, stage_ends, stage_shares
 
 DIVERGED_REWARD = -1.0
 
@@ -75,7 +75,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     | Num | Observation | Min | Max |
     | --- | --- | --- | --- |
     | 0 | share of the step budget spent | 0 | 1 |
-    | 1 | learning rate over its peak | 0 | 1 |
+    | 1 | learning rate over the stage's peak | 0 | 1 |
     | 2 | student's mean output entropy over its largest value (regression: 0) | 0 | 1 |
     | 3 | share of the batch where student and teacher agree (regression: 1 - distance) | 0 | 1 |
     | 4 | tanh of the last scaled drop of the objective | -1 | 1 |
@@ -112,7 +112,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     ``reset(options={"updates": n, "measure": False, "observe": True})`` sets the budget for one
     episode, and switches measuring (without it rewards are 0 and the reward split is not touched)
-    and observing (default: as ``measure``; what is measured is observed too).
+    and observing (default: as ``measure``; what is measured is observed too). ``"plain": True`` leaves
+    the run's stages, static weights and weight schedules out.
 
     ## Version History
     * v0: first version.
@@ -172,11 +173,11 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         """
         super().reset(seed=seed)
         options = options or {}
-        unknown = set(options) - {"updates", "measure", "observe"}
+        unknown = set(options) - {"updates", "measure", "observe", "plain"}
         if unknown:
             raise UsageError(
                 f"DistillationEnv.reset: unknown options {sorted(unknown)}; known: updates, "
-                f"measure, observe."
+                f"measure, observe, plain."
             )
         updates = options.get("updates", self.updates)
         if not isinstance(updates, int | np.integer) or updates < 1:
@@ -186,7 +187,9 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._updates = int(updates)
         self._measuring = bool(options.get("measure", True))
         self._observing = self._measuring or bool(options.get("observe", False))
-        self.distiller.reset(int(self.np_random.integers(2**31)), self._updates)
+        seed_of_batches = int(self.np_random.integers(2**31))
+        plain = bool(options.get("plain", False))
+        self.distiller.reset(seed_of_batches, self._updates, plain=plain)
         self._life = self.distiller.life
         self._features = Features(len(self.pool_names))
         self._scale = DropScale(self.settings.reward_scale)
@@ -231,8 +234,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         updates = self._hold(mask)
         self._decision += 1
         last = updates[-1]
-        peak = self.setup.config.optim.learning_rate
-        self._features.act(mask, self.distiller.cursor / self._updates, last.learning_rate / peak)
+        rate = last.learning_rate / last.peak
+        self._features.act(mask, self.distiller.cursor / self._updates, rate)
         terminated = self.distiller.cursor >= self._updates
         info |= {"update": self.distiller.cursor, **self._types_info(updates)}
         return (self._reward(mask, terminated, info) if self._measuring else 0.0), terminated
@@ -317,7 +320,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     def decisions(self) -> int:
         """Decisions of an episode with the budget ``updates``."""
-        ends = stage_ends(self.distiller.shares, self.updates)
+        ends = stage_ends(stage_shares(self.setup.config.stages), self.updates)
         return decision_count(ends, self.settings.phase_steps)
 
     def _hold(self, mask: np.ndarray) -> list[Update]:

@@ -97,7 +97,6 @@ USED_WITH: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("env.margin_width", "env.objective", ("margin",)),
     ("signals.limit_mb", "signals.source", ("auto",)),
     ("signals.dtype", "signals.source", ("auto", "memory", "disk")),
-    ("student.source", "student.init", ("auto", "first", "skip", "last")),
 )
 
 
@@ -107,6 +106,10 @@ def _refuse_unused(config: RunConfig) -> None:
     if config.teacher is not None and config.teachers:
         raise UsageError(
             "--teacher and --teachers: give one of them. Several teachers are --teachers A B C."
+        )
+    if len(config.teachers) == 1:
+        raise UsageError(
+            f"--teachers: one teacher is --teacher {config.teachers[0]}. Name several, or use that."
         )
     if not config.fine_tune.together and len(config.teachers) < 2:
         raise UsageError(

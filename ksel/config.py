@@ -204,9 +204,12 @@ class KnowledgeConfig:
     (Annealing-KD); 0 = full size from the start."""
     normalize_cls: bool = True
     """Bring [CLS] states to unit length before cls_hidden compares them (Patient KD)."""
-    cls_reduction: Literal["sum", "mean"] = "sum"
-    """cls_hidden: sum the squared differences over layers and width (the paper), or average them
-    (the authors' code)."""
+    cls_reduction: Literal["sum", "width", "mean"] = "sum"
+    """cls_hidden: sum the squared differences over layers and width (Patient KD's paper), average
+    them over both (mean; its authors' code), or over the width only (width; as hidden does)."""
+    cls_last: Literal["auto", "keep"] = "auto"
+    """cls_hidden: auto leaves the last student layer out where response of the same teacher covers
+    it (Patient KD); keep compares the layers as matched."""
     projection: Literal["auto", "always"] = "auto"
     """Learned projections of the student's states: only where the widths differ, or always."""
     attention_loss: Literal["mse", "kl"] = "mse"

@@ -21,7 +21,7 @@ from ksel.observing import Observed
 from ksel.optim import adamw, allocate_moments, linear_schedule
 from ksel.parts import DistillerParts
 from ksel.records import DivergedError, Snapshot, Update, blank_update
-from ksel.stages import Place, place, stage_ends
+from ksel.stages import Place, build_stages, place, stage_ends
 from ksel.types import Batch, Needs, Signals
 
 SMALLEST_LOSS = 1e-8
@@ -37,7 +37,7 @@ class Distiller:
     Attributes:
         cursor: updates done.
         updates: the step budget.
-        ends: the update after the last one of each stage.
+        stages, ends: of this life: the stages, and the update after the last one of each.
         life: changes whenever the student becomes another one (reset, restore), so that whoever
             trains it can tell that it is still theirs.
     """
@@ -62,23 +62,24 @@ class Distiller:
         self.generator = OwnGenerator(self.device)
         self.life = 0
         self.data_seed = -1
-        self.shares = tuple(stage.share for stage in parts.stages)
         self.reset(data_seed=0, updates=parts.updates)
 
     # ----------------------------------------------------------------- state
 
-    def reset(self, data_seed: int, updates: int) -> None:
+    def reset(self, data_seed: int, updates: int, *, plain: bool = False) -> None:
         """A fresh student, in place.
 
         Args:
             data_seed: seed of the batch order.
             updates: the step budget; each stage takes its share, and has a learning-rate schedule
                 of its own.
+            plain: leave the run's stages, static weights and weight schedules out: one stage in
+                which everything can be selected.
 
         Raises:
             UsageError: the budget leaves a stage without an update.
         """
-        self.ends = stage_ends(self.shares, updates)
+        self._set_stages(plain, updates)
         with torch.no_grad():
             torch._foreach_copy_(self.tensors, self.initial)
             torch._foreach_zero_(self._moments)
@@ -110,6 +111,7 @@ class Distiller:
             self.cursor,
             self.updates,
             self.data_seed,
+            self.plain,
         )
 
     def restore(self, state: Snapshot) -> None:
@@ -121,9 +123,15 @@ class Distiller:
         self.sizes = state.sizes.copy()
         self.checked = state.checked.copy()
         self.cursor, self.updates = state.cursor, state.updates
-        self.ends = stage_ends(self.shares, state.updates)
+        self._set_stages(state.plain, state.updates)
         self.life += 1
         self._seed_data(state.data_seed)
+
+    def _set_stages(self, plain: bool, updates: int) -> None:
+        self.plain = plain
+        rate = self.parts.optim.learning_rate
+        self.stages = build_stages((), self.pool.names, rate) if plain else self.parts.stages
+        self.ends = stage_ends([stage.share for stage in self.stages], updates)
 
     def _seed_data(self, data_seed: int) -> None:
         if data_seed == self.data_seed:
@@ -149,7 +157,7 @@ class Distiller:
     @property
     def allowed(self) -> np.ndarray:
         """[K] bool, the types that can be selected in the next update's stage."""
-        return self.parts.stages[self.place.number].allowed
+        return self.stages[self.place.number].allowed
 
     def next_batch(self) -> Batch:
         """The batch of the next update."""
@@ -195,15 +203,17 @@ class Distiller:
         if self.cursor >= self.updates:
             raise RuntimeError(f"the step budget of {self.updates} updates is spent; call reset()")
         place = self.place
-        stage = self.parts.stages[place.number]
+        stage = self.stages[place.number]
         if place.done == 0 and place.number > 0:
             torch._foreach_zero_(self._moments)
         batch = self.next_batch()
         record = blank_update(len(self.pool))
         factor = linear_schedule(place.done, place.length, self.parts.optim.warmup)
         record.learning_rate = stage.learning_rate * factor
+        record.peak = stage.learning_rate
         scheduled = np.array(action, dtype=np.float64) * stage.allowed
-        scheduled *= self.pool.factors(place.progress)
+        if not self.plain:
+            scheduled *= self.pool.factors(place.progress)
         active = [k for k in range(len(self.pool)) if scheduled[k] > 0]
         if active:
             self._learn(batch, scheduled, active, record, observe)
@@ -304,7 +314,8 @@ class Distiller:
                 self._first_sizes(fresh, micro, amounts)
             record.scale[:] = self.sizes.values()
         for k in active:
-            record.weight[k] = action[k] * self.pool.weights[k] / record.scale[k]
+            static = 1.0 if self.plain else self.pool.weights[k]
+            record.weight[k] = action[k] * static / record.scale[k]
 
     def _first_sizes(self, fresh: list[int], micro: list[Batch], amounts: list[Tensor]) -> None:
         """A type selected for the first time: its size is its loss on this whole batch."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ksel.errors import UsageError, unknown_name
-from ksel.settings import read_yaml
+from ksel.settings import merged, read_yaml
 
 KEYS = ("base", "grid", "seeds")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+Key = tuple[str, ...]
+"""A setting, or a part of one, by its names from the outside in: ("knowledge", "pool")."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,19 @@ class Grid:
     Attributes:
         axes: axis -> its labels, in the order of the file.
         cells: one for each combination and seed.
+        keys: axis -> the settings that it decides, placeholders not filled in.
     """
 
     axes: dict[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
+    keys: Mapping[str, tuple[Key, ...]]
+
+    def axis_of(self, key: Key) -> str | None:
+        """The axis that decides this setting, a part of it, or what it is a part of."""
+        for axis, keys in self.keys.items():
+            if any(_overlap(key, own) for own in keys):
+                return axis
+        return None
 
 
 def read_grid(path: Path) -> Grid:
@@ -84,7 +96,9 @@ def read_grid(path: Path) -> Grid:
             settings = merged(settings, own)
         filled = _filled(settings, labels)
         cells += [Cell(labels, seed, {**filled, "seed": seed}) for seed in seeds]
-    return Grid({axis: tuple(labels) for axis, labels in axes.items()}, tuple(cells))
+    return Grid(
+        {axis: tuple(labels) for axis, labels in axes.items()}, tuple(cells), _decided(base, axes)
+    )
 
 
 def _labels(path: Path, axis: str, given: Any) -> dict[str, dict[str, Any]]:
@@ -120,9 +134,39 @@ def _check_placeholders(
             )
 
 
+def _decided(
+    base: Mapping[str, Any], axes: Mapping[str, Mapping[str, dict[str, Any]]]
+) -> dict[str, tuple[Key, ...]]:
+    """Axis -> the settings of its labels, and those in which its placeholder stands."""
+    owned = {axis: [own for own in labels.values() if own] for axis, labels in axes.items()}
+    everywhere = [base, *(own for parts in owned.values() for own in parts)]
+    decided = {}
+    for axis, parts in owned.items():
+        keys = [key for own in parts for key, _ in flattened(own)]
+        for part in everywhere:
+            keys += [k for k, value in flattened(part) if axis in _placeholders([*k, value])]
+        decided[axis] = tuple(dict.fromkeys(keys))
+    return decided
+
+
+def flattened(settings: Any, above: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Each setting with its value; an empty mapping is a value, and a name may have dots."""
+    if not isinstance(settings, Mapping) or not settings:
+        yield above, settings
+        return
+    for name, value in settings.items():
+        yield from flattened(value, (*above, *str(name).split(".")))
+
+
+def _overlap(one: Sequence[str], own: Sequence[str]) -> bool:
+    """True if one lies within the other; {axis} in ``own`` stands for any label."""
+    patterns = (".+".join(map(re.escape, PLACEHOLDER.split(part)[::2])) for part in own)
+    return all(re.fullmatch(pattern, name) for name, pattern in zip(one, patterns, strict=False))
+
+
 def _placeholders(value: Any) -> set[str]:
     if isinstance(value, str):
-        return set(re.findall(r"\{(\w+)\}", value))
+        return set(PLACEHOLDER.findall(value))
     parts: list[Any] = []
     if isinstance(value, Mapping):
         parts = [*value.keys(), *value.values()]
@@ -133,19 +177,9 @@ def _placeholders(value: Any) -> set[str]:
 
 def _filled(value: Any, labels: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return re.sub(r"\{(\w+)\}", lambda found: labels[found[1]], value)
+        return PLACEHOLDER.sub(lambda found: labels[found[1]], value)
     if isinstance(value, Mapping):
         return {_filled(key, labels): _filled(item, labels) for key, item in value.items()}
     if isinstance(value, list):
         return [_filled(item, labels) for item in value]
     return value
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with others over them; lists and plain values are replaced."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return result

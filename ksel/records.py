@@ -25,7 +25,7 @@ class Update:
         weight: what each loss was multiplied with in all: action x static weight / scale.
         grad_norm: norm of each selected type's own gradient of the weighted loss, where measured.
         clip_norm: norm of the whole gradient before clipping; 0 if nothing was selected.
-        learning_rate: of this update.
+        learning_rate, peak: of this update, and the largest of its stage.
         entropy: mean entropy of the student's outputs over its largest value; nan if unknown.
         agreement: share of examples where student and teacher answer alike (regression: 1 - mean
             absolute difference over the score range); nan if unknown.
@@ -38,6 +38,7 @@ class Update:
     grad_norm: np.ndarray
     clip_norm: float = 0.0
     learning_rate: float = 0.0
+    peak: float = 1.0
     entropy: float = math.nan
     agreement: float = math.nan
     student_cls: np.ndarray | None = None
@@ -56,6 +57,7 @@ class Snapshot:
     cursor: int
     updates: int
     data_seed: int
+    plain: bool
 
 
 def blank_update(count: int) -> Update:

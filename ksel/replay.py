@@ -226,12 +226,12 @@ def _take_run(words: list[str]) -> tuple[str, list[str]]:
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
-        if is_dataclass(value) and not isinstance(value, type):
-            flat |= {f"{one.name}.{key}": item for key, item in asdict(value).items()}
+    groups = {one.name for one in fields(config) if is_dataclass(getattr(config, one.name))}
+    for name, value in asdict(config).items():
+        if name in groups:
+            flat |= {f"{name}.{key}": item for key, item in value.items()}
         else:
-            flat[one.name] = value
+            flat[name] = value
     return flat
 
 

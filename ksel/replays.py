@@ -175,26 +175,41 @@ def carried_actions(
         UsageError: the schedule has no final student, is one of another pool, or was cut short.
     """
     logged = logged_actions(schedule, setup.pool.names)
-    whole = _decisions(run, _budget(schedule))
+    logged_stages = _decisions(run, _budget(schedule))
+    whole = sum(logged_stages)
     if len(logged) < whole:
         raise UsageError(
             f"RUN: the final student's schedule ends after {len(logged)} of {whole} decisions "
             f"(interrupted, or diverged), so it cannot be carried over. Give a run that came to "
             f"its end, or use --mode policy."
         )
-    wanted = _decisions(setup.config, setup.updates)
-    if wanted == whole:
+    stages = _decisions(setup.config, setup.updates)
+    if run.stages != setup.config.stages:
+        raise UsageError(
+            "--stages: the logged masks belong to the run's stages. Leave it out, or use "
+            "--mode policy."
+        )
+    wanted = sum(stages)
+    if stages == logged_stages:
         return logged, None
     line = (
         f"schedule: {whole} decisions were logged and this student takes {wanted}; stretched in "
-        f"relative time (decision i takes the logged one number floor(i x {whole} / {wanted}))"
+        f"relative time (decision i takes the logged one number floor(i x {whole} / {wanted}); "
+        f"where there are stages, within each)"
     )
-    return logged[stretched(whole, wanted)], line
+    parts = np.split(logged[:whole], np.cumsum(logged_stages)[:-1])
+    pairs = zip(parts, logged_stages, stages, strict=True)
+    return np.concatenate([part[stretched(old, new)] for part, old, new in pairs]), line
 
 
-def _decisions(config: RunConfig, updates: int) -> int:
+def _decisions(config: RunConfig, updates: int) -> list[int]:
+    """Decisions of each stage."""
     ends = stage_ends(stage_shares(config.stages), updates)
-    return decision_count(ends, config.env.phase_steps)
+    starts = (0, *ends)
+    return [
+        decision_count([end - start], config.env.phase_steps)
+        for start, end in zip(starts, ends, strict=False)
+    ]
 
 
 def stretched(logged: int, wanted: int) -> np.ndarray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from agents.fixed import FixedPolicy, static_policy
-from agents.make import check_settings, get_agent, make_agent, resolve_actions
+from agents.make import check_agent, check_settings, get_agent, make_agent, resolve_actions
 from agents.policy import Learner, Policy
 from agents.rollout import Played, play, search
 from envs.distillation import DistillationEnv
@@ -28,13 +29,14 @@ from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.evaluation import evaluate_dev
 from ksel.files import write_json
-from ksel.knowledge import KINDS, kind_of
+from ksel.knowledge import KINDS, KnowledgePool, kind_of
 from ksel.leaving import Job, fail, leave, stopped, write_schedule, write_student
 from ksel.machine import resolve_threads
 from ksel.models import parameter_count
 from ksel.saved import inputs
 from ksel.settings import layer_names, parse_run
 from ksel.setup import Setup, episode_updates, prepare
+from ksel.stages import Stage, decision_count, stage_ends, stage_shares
 from ksel.summary import describe, opening_lines, print_summary
 from ksel.tracking import Progress, Tracker, training_loss
 from ksel.trajectory import ScheduleWriter
@@ -86,10 +88,9 @@ def main(argv: list[str]) -> int:
 
 def _work(job: Job) -> None:
     config, progress, soft = job.config, job.progress, job.soft
-    job.setup = setup = prepare(config, progress)
+    job.setup = setup = prepare(config, progress, partial(_check, config))
     job.config = config = setup.config
     write_settings(job.folder, config, setup.origin)
-    check_references(config, setup.pool.names)
     episode = episode_updates(config, setup.updates)
     env = DistillationEnv(setup=setup, soft=soft)
     agent = make_agent(config, setup.pool.names, spaces.Dict(env.spaces), env.action_space)
@@ -133,7 +134,16 @@ def _work(job: Job) -> None:
         for name in config.references:
             job.stage = f"reference:{name}"
             policy = static_policy(_mask(name), setup.pool.names, soft, "--references")
-            _distil(job, policy, env, job.stage, name, tracker, measure=False)
+            # "all" is the run's own pool as it stands; one type alone has no stages to go through
+            _distil(job, policy, env, job.stage, name, tracker, measure=False, plain=name != "all")
+
+
+def _check(config: RunConfig, pool: KnowledgePool, stages: tuple[Stage, ...], updates: int) -> None:
+    """Refuse what this pool and budget do not allow, before any teacher is trained."""
+    check_references(config, pool.names)
+    ends = stage_ends(stage_shares(config.stages), episode_updates(config, updates))
+    decisions = config.episodes.count * decision_count(ends, config.env.phase_steps)
+    check_agent(config, pool.names, decisions, [stage.allowed for stage in stages])
 
 
 def check_references(config: RunConfig, pool: Sequence[str] | None) -> None:
@@ -240,6 +250,7 @@ def _distil(
     *,
     measure: bool,
     observe: bool = False,
+    plain: bool = False,
 ) -> None:
     """Distil one student, evaluate it on the way and at the end, and note the figures."""
     assert job.writer is not None
@@ -270,6 +281,7 @@ def _distil(
         seed=job.config.seed,
         measure=measure,
         observe=observe,
+        plain=plain,
         on_update=_at_marks(marks, on_the_way),
     )
     metrics = _dev(setup, setup.student, None)

@@ -22,8 +22,9 @@ from jsonargparse import (
 )
 
 from ksel.checks import check_config
-from ksel.config import RunConfig
+from ksel.config import RunConfig, StageConfig
 from ksel.errors import UsageError, unknown_name
+from ksel.knowledge import find_name
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -138,13 +139,21 @@ def parse_over(saved: Path, argv: Sequence[str], prog: str) -> RunConfig:
     return _parse(build_parser(prog), ["--config", str(saved), *spread_lists(argv)])
 
 
-def config_from_dict(values: dict[str, Any]) -> RunConfig:
+def config_from_dict(values: dict[str, Any], *, layered: bool = True) -> RunConfig:
     """Settings from a (nested, JSON-able) dictionary over the dataclass defaults, checked.
+
+    Args:
+        values: the settings.
+        layered: lay the file of the method that they name below them; False for settings that are
+            complete, such as a saved run's.
 
     Raises:
         UsageError: an unknown or contradictory setting, or a value out of its range.
     """
     _check_names(values)
+    method = values.get("method")
+    if layered and isinstance(method, str):
+        values = merged(read_yaml(Path(_packaged(_method_file(method)))), values)
     parser = build_parser()
     try:
         return _finish(parser, parser.parse_object(values))
@@ -160,7 +169,7 @@ def config_from_file(path: Path) -> RunConfig:
     Raises:
         UsageError: the file is missing, unreadable, or not a run's settings.
     """
-    return config_from_dict(read_yaml(path))
+    return config_from_dict(read_yaml(path), layered=False)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -217,7 +226,7 @@ def layer_names(argv: Sequence[str]) -> list[str]:
     method = words[-1] if words else method
     below = []
     if method not in (None, "null"):
-        below = [f"{METHODS}/{_method(str(method))}.yaml"]
+        below = [_method_file(str(method))]
         given.insert(0, read_yaml(Path(_packaged(below[0]))))
     for values in given:
         agent = str(values.get("agent", agent))
@@ -228,10 +237,51 @@ def layer_names(argv: Sequence[str]) -> list[str]:
     return [*layers, *below]
 
 
-def _method(name: str) -> str:
+def _method_file(name: str) -> str:
     if name not in method_names():
         raise unknown_name("method", name, method_names(), "--method")
-    return name
+    return f"{METHODS}/{name}.yaml"
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings with others over them; lists and plain values are replaced."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _keep_weights(config: RunConfig) -> RunConfig:
+    """Give the types of a method's pool that got no weight of their own the method's.
+
+    YAML layers replace a mapping whole: one weight on the command line would otherwise put the
+    others back to 1. An empty mapping clears them all.
+    """
+    if config.method is None:
+        return config
+    own = read_yaml(Path(_packaged(_method_file(config.method)))).get("knowledge", {})
+    changes: dict[str, Any] = {}
+    for field in ("weights", "weight_schedules"):
+        given = getattr(config.knowledge, field)
+        if given and own.get(field):
+            named = {_long_name(name, config.knowledge.pool) for name in given}
+            rest = {
+                name: value
+                for name, value in own[field].items()
+                if name in config.knowledge.pool and name not in named
+            }
+            changes[field] = {**rest, **given}
+    return replace(config, knowledge=replace(config.knowledge, **changes))
+
+
+def _long_name(name: str, pool: Sequence[str]) -> str:
+    """The name as the pool has it; unknown ones are told later."""
+    try:
+        return find_name(name, pool, "")
+    except UsageError:
+        return name
 
 
 def _packaged(name: str) -> str:
@@ -263,7 +313,7 @@ def _finish(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
     values = vars(instantiate(parsed))
     config = RunConfig(**{f.name: values[f.name] for f in fields(RunConfig)})
     _refuse_null("", config)
-    config = _for_each_teacher(config)
+    config = _keep_weights(_for_each_teacher(config))
     check_config(config)
     return config
 
@@ -276,12 +326,23 @@ def _for_each_teacher(config: RunConfig) -> RunConfig:
         if not spec.endswith("@*"):
             return [spec]
         bare = spec.removesuffix("@*")
+        if bare == "label":
+            raise UsageError(
+                "--knowledge.pool: 'label@*': the gold label needs no teacher. Write 'label'."
+            )
         return [bare, *(f"{bare}@{i}" for i in range(2, count + 1))]
 
     def lists(specs: list[str]) -> list[str]:
         return [name for spec in specs for name in out(spec)]
 
     def tables(values: dict[str, Any]) -> dict[str, Any]:
+        named = [name for spec in values for name in out(spec)]
+        for name in named:
+            if named.count(name) > 1:
+                raise UsageError(
+                    f"--knowledge.weights, --knowledge.weight_schedules: '{name}' is named twice, "
+                    f"once by its own name and once by @*. Name it once."
+                )
         return {name: value for spec, value in values.items() for name in out(spec)}
 
     knowledge = replace(
@@ -331,6 +392,10 @@ def _refuse_null(prefix: str, settings: Any) -> None:
         value = getattr(settings, field.name)
         if is_dataclass(value):
             _refuse_null(f"{prefix}{field.name}.", value)
+        elif isinstance(value, list):
+            for number, item in enumerate(value, 1):
+                if is_dataclass(item):
+                    _refuse_null(f"{prefix}{field.name}: number {number}: ", item)
         elif value is None and type(None) not in get_args(hints[field.name]):
             raise UsageError(f"--{prefix}{field.name}: null is not valid; it needs a value.")
 
@@ -355,6 +420,10 @@ def _explain(error: Exception) -> UsageError:
     text = " ".join(str(error).split())
     if "Unable to load config" in text and (group := re.search(r'key "(\w+)"', text)):
         return _not_a_group(group.group(1))
+    stage = re.search(r"StageConfig'?: .*?'(\w+)' is not accepted", text)
+    if stage:
+        known = ", ".join(f.name for f in fields(StageConfig))
+        return UsageError(f"--stages: '{stage[1]}' is no setting of a stage. Known: {known}.")
     invalid = re.search(r'[Kk]ey "([^"]+)": (.*)', text)
     if invalid:
         return _invalid_value(invalid.group(1), invalid.group(2))

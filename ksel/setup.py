@@ -113,12 +113,21 @@ class Setup:
         return self.teacher_shapes[0]
 
 
-def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Setup:
+Check = Callable[[KnowledgePool, tuple[Stage, ...], int], None]
+"""(pool, stages, step budget): raises UsageError where who asked cannot work with them."""
+
+
+def prepare(
+    config: RunConfig,
+    progress: Progress | Silent | None = None,
+    check: Check | None = None,
+) -> Setup:
     """Load data and teacher, build student, pool and distiller.
 
     Args:
         config: checked settings.
         progress: where to report; None = nowhere.
+        check: called before any teacher is trained.
 
     Raises:
         UsageError: anything the settings or the files do not allow.
@@ -147,6 +156,9 @@ def prepare(config: RunConfig, progress: Progress | Silent | None = None) -> Set
     rows = [split.examples(train.idx) for split in everything]
     updates = step_budget(config, len(rows[0]))
     _check_stages(config, updates)
+    check_vocabulary(plan, tokenizers[0])
+    if check is not None:
+        check(pool, stages, updates)
     teachers = prepare_teachers(config, located, source, everything, tokenizers, device, progress)
     student = _student(config, plan, teachers[0], task, tokenizers[0], device, progress.say)
     sources = prepare_signals(config, teachers, views, rows, pool, ledger, device, progress)
@@ -268,7 +280,14 @@ def _check_stages(config: RunConfig, updates: int) -> None:
     """Refuse a budget, of the run or of a search episode, that leaves a stage without an update."""
     shares = stage_shares(config.stages)
     stage_ends(shares, updates)
-    stage_ends(shares, episode_updates(config, updates))
+    episode = episode_updates(config, updates)
+    try:
+        stage_ends(shares, episode)
+    except UsageError as error:
+        raise UsageError(
+            f"--episodes.share {config.episodes.share:g}: a search episode has {episode} updates, "
+            f"too few for {len(shares)} stages. Raise it, or the step budget."
+        ) from error
 
 
 def episode_updates(config: RunConfig, updates: int) -> int:
@@ -285,7 +304,6 @@ def _student(
     device: torch.device,
     say: Callable[[str], None],
 ) -> PreTrainedModel:
-    check_vocabulary(plan, tokenizer)
     student = build_student(
         plan,
         teacher.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from ksel import run
 from ksel.cli import guard
 from ksel.errors import UsageError
 from ksel.files import atomic_path, write_text
-from ksel.grids import Cell, Grid, read_grid
-from ksel.sweep_results import Result, markdown_table, sweep_figure, table_csv
+from ksel.grids import Cell, Grid, Key, flattened, read_grid
+from ksel.settings import read_yaml
+from ksel.sweep_results import Result, markdown_table, sweep_image, table_csv
 
 PROG = "python -m ksel.sweep"
 OWN = ("out", "name", "seed")
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
     """Run every cell that is not finished yet; returns the exit code."""
     arguments, rest = _parse(argv)
     grid = read_grid(arguments.file)
+    _check_options(arguments.file, grid, rest)
     folder = Path(arguments.out or Path("sweeps") / arguments.file.stem)
     _check_folder(folder, grid, rest)
     results: list[Result] = []
@@ -50,18 +52,50 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Run a grid of settings, and write one table and one plot.",
         epilog="FILE: base (settings of every cell, with {axis} placeholders), grid (axis -> labels, "
         "or labels with settings), seeds. See configs/sweeps. Other options are a run's settings "
-        "and hold for every cell. Finished cells are not run again.",
+        "and hold for every cell; one that an axis decides is refused. Finished cells are not run "
+        "again.",
         allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="sweep file (YAML)")
     parser.add_argument("--out", help="folder of the sweep; default sweeps/FILE")
     arguments, rest = parser.parse_known_args(list(argv))
-    for word in rest:
-        if word.removeprefix("--").split("=")[0] in OWN and word.startswith("--"):
-            raise UsageError(
-                f"{word}: the sweep sets it itself. Leave it out, or use seeds in FILE."
-            )
     return arguments, rest
+
+
+def _check_options(file: Path, grid: Grid, rest: Sequence[str]) -> None:
+    """Refuse options that would change what a label stands for, or what the sweep sets itself.
+
+    Raises:
+        UsageError: names the option, and the axis.
+    """
+    for option, key in _options(rest):
+        if key[0] in OWN:
+            raise UsageError(
+                f"{option}: the sweep sets it itself. Leave it out, or use seeds in FILE."
+            )
+        axis = grid.axis_of(key)
+        if axis is not None:
+            raise UsageError(
+                f"{option}: axis {axis} of {file} decides this setting, and every cell would get "
+                f"the option's value under the axis' label. Leave it out, or change grid.{axis} in "
+                f"FILE."
+            )
+
+
+def _options(rest: Sequence[str]) -> Iterator[tuple[str, Key]]:
+    """The options on the command line and in its ``--config`` files, each with its setting."""
+    for place, word in enumerate(rest):
+        if not word.startswith("--"):
+            continue  # the value, or one of the values, of the option before it
+        name, equals, value = word.removeprefix("--").partition("=")
+        if name == "config":
+            config = value if equals else "".join(rest[place + 1 : place + 2])
+            for key, _ in flattened(read_yaml(Path(config))):
+                if key:
+                    yield f"--config {config}: {'.'.join(key)}", key
+        else:
+            name = name.removesuffix("+")  # --SETTING+ VALUE adds to a list
+            yield f"--{name}", tuple(name.split("."))
 
 
 def _words(cell: Cell) -> str:
@@ -128,7 +162,7 @@ def _write(folder: Path, grid: Grid, results: list[Result]) -> None:
     write_text(folder / "table.csv", table_csv(grid.axes, results))
     if any(one.summary is not None for one in results):
         with atomic_path(folder / "plot.png") as temporary:
-            temporary.write_bytes(sweep_figure(grid.axes, results))
+            temporary.write_bytes(sweep_image(grid.axes, results))
 
 
 if __name__ == "__main__":

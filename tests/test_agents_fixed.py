@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from agents.fixed import (
 )
 from agents.make import (
     AGENTS,
+    check_agent,
     check_settings,
     get_agent,
     make_agent,
@@ -29,6 +31,7 @@ from agents.policy import Learner
 from envs.observation import feature_names
 from ksel.config import RunConfig
 from ksel.errors import UsageError
+from ksel.settings import config_from_dict
 
 FIXED = [name for name, info in AGENTS.items() if not info.learns]
 CONFIGS = Path(__file__).parent.parent / "configs" / "agents"
@@ -381,3 +384,43 @@ def test_yaml_of_each_agent_lists_all_its_settings_with_their_defaults(agent):
 
 def test_there_is_one_yaml_per_agent():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(AGENTS)
+
+
+# --------------------------------------------------------------------------- before any work
+
+
+def checked(agent: str, decisions: int = 100, **groups: Any) -> None:
+    pool = ["label", "response", "hidden/skip"]
+    config = config_from_dict({"agent": agent, "knowledge": {"pool": pool}, **groups})
+    stages = [np.array([True, False, False]), np.array([False, True, True])]
+    check_agent(config, pool, decisions, stages)
+
+
+def test_agents_that_can_work_pass_the_check() -> None:
+    for agent in AGENTS:
+        checked(agent)
+    checked("static", static={"mask": ["none"]})
+    checked("static", static={"mask": ["label", "response"]})
+
+
+@pytest.mark.parametrize(
+    ("agent", "decisions", "groups", "words"),
+    [
+        ("a2c", 1, {}, "--agent a2c cannot learn from 1 decision"),
+        ("bandit", 1, {}, "--agent bandit cannot learn from 1 decision"),
+        ("ddpg", 8, {}, "--ddpg.learning_starts 8 is not below the search's 8 decisions"),
+        ("static", 9, {"static": {"mask": ["labl"]}}, "--static.mask: unknown knowledge type"),
+        (
+            "static",
+            9,
+            {"static": {"mask": ["response"]}},
+            "--static.mask: nothing of it can be selected in stage 1",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_teacher_is_trained(
+    agent: str, decisions: int, groups: dict, words: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        checked(agent, decisions, **groups)
+    assert words in str(caught.value)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ksel.errors import UsageError
-from ksel.grids import merged, read_grid
+from ksel.grids import read_grid
+from ksel.settings import merged
 
 GOOD = """
 base:
@@ -82,3 +83,52 @@ def test_merging_replaces_lists_and_values_and_keeps_the_rest() -> None:
     below = {"a": {"b": 1, "c": [1, 2]}, "d": 3}
     assert merged(below, {"a": {"c": [5]}}) == {"a": {"b": 1, "c": [5]}, "d": 3}
     assert below == {"a": {"b": 1, "c": [1, 2]}, "d": 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "axis"),
+    [
+        ("knowledge.pool", "kind"),
+        ("knowledge.weights", "kind"),
+        ("knowledge", "kind"),
+        ("knowledge.weights.hidden/skip", "kind"),
+        ("knowledge.weights.label", None),
+        ("knowledge.balance", "start"),
+        ("student.init", "start"),
+        ("student.init.deeper", "start"),
+        ("student.initial", None),
+        ("student.layers", None),
+        ("task", None),
+        ("seed", None),
+    ],
+)
+def test_the_axis_that_decides_a_setting(tmp_path: Path, key: str, axis: str | None) -> None:
+    grid = read_grid(write(tmp_path, GOOD))
+    assert grid.axis_of(tuple(key.split("."))) == axis
+
+
+def test_the_settings_of_each_axis(tmp_path: Path) -> None:
+    grid = read_grid(write(tmp_path, GOOD))
+    kinds = (("knowledge", "pool"), ("knowledge", "weights", "{kind}/{matching}"))
+    assert grid.keys == {
+        "kind": kinds,
+        "matching": kinds,
+        "start": (("student", "init"), ("knowledge", "balance")),
+    }
+
+
+def test_an_axis_decides_what_its_placeholder_stands_in_wherever_that_is(tmp_path: Path) -> None:
+    text = """
+base: {stages: [{pool: ["{kind}"]}], knowledge: {weights: {}}}
+grid:
+  kind: [hidden, nst]
+  extra:
+    none: {knowledge.weights: {}}
+    some: {knowledge: {weight_schedules: {"{kind}": decay}}}
+"""
+    grid = read_grid(write(tmp_path, text))
+    assert grid.keys == {
+        "kind": (("stages",), ("knowledge", "weight_schedules", "{kind}")),
+        "extra": (("knowledge", "weights"), ("knowledge", "weight_schedules", "{kind}")),
+    }
+    assert grid.axis_of(("knowledge", "weights", "label")) == "extra"

@@ -42,9 +42,43 @@ def test_the_mean_of_cls_hidden_divides_by_layers_times_width():
     assert averaged.tolist() == near([2.4 / (2 * 2)])
 
 
-def test_the_mean_of_cls_hidden_counts_the_teachers_width():
+def test_the_width_of_cls_hidden_averages_over_the_width_and_sums_over_layers():
+    # unit length: 0.4 / 2 + 2 / 2; as they are: (3, 4) - (0, 5): 10 / 2; (1, 0) - (0, 7): 50 / 2
+    student, teacher, batch = cls_signals()
+    shape = Shape(layers=2, width=2, heads=1, feed_forward=4)
+    for normalize, expected in ((True, 1.2), (False, 30.0)):
+        options = {"cls_reduction": "width", "normalize_cls": normalize}
+        loss = type_of("cls_hidden", shape, **options).loss(student, teacher, batch)
+        assert loss.tolist() == near([expected])
+
+
+def test_the_width_of_cls_hidden_is_hidden_on_texts_of_one_token():
+    student, teacher = Shape(2, 6, 1, 4), Shape(4, 10, 1, 4)
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        {layer: torch.randn(3, width, generator=generator) for layer in layers}
+        for width, layers in ((6, (1, 2)), (10, (2, 4)))
+    ]
+    cls = [Signals(cls=one) for one in states]
+    hidden = [Signals(hidden={layer: x[:, None] for layer, x in one.items()}) for one in states]
+    options = {"cls_reduction": "width", "normalize_cls": False}
+    pools = [
+        pool_of("cls_hidden", student, teacher, **options),
+        pool_of("hidden", student, teacher),
+    ]
+    for weights in zip(*(pool.projections.parameters() for pool in pools), strict=True):
+        with torch.no_grad():
+            weights[0].copy_(weights[1])
+    batch = batch_of([1, 1, 1])
+    losses = [pool.types[0].loss(*x, batch) for pool, x in zip(pools, (cls, hidden), strict=True)]
+    assert losses[0].shape == (3,)
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "width"])
+def test_the_means_of_cls_hidden_count_the_teachers_width(reduction):
     student, teacher = Shape(1, 2, 1, 4), Shape(1, 3, 1, 4)
-    options = {"cls_reduction": "mean", "normalize_cls": False}
+    options = {"cls_reduction": reduction, "normalize_cls": False}
     pool = pool_of("cls_hidden", student, teacher, **options)
     with torch.no_grad():
         for weight in pool.projections.parameters():

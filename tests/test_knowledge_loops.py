@@ -91,8 +91,8 @@ def slow_states(case, config, x, y, pairs, project):
             a, b = project(s, t, x.cls[s]), y.cls[t]
             if config.normalize_cls:
                 a, b = unit(a), unit(b)
-            parts = len(pairs) * len(b) if config.cls_reduction == "mean" else 1
-            total += sum((a - b) ** 2) / parts
+            parts = len(pairs) if config.cls_reduction == "mean" else 1
+            total += (sum((a - b) ** 2) if config.cls_reduction == "sum" else mse(a, b)) / parts
             continue
         for a, b in zip(x.hidden[s], y.hidden[t], strict=True):
             a = project(s, t, a)
@@ -265,7 +265,8 @@ def draw_options(draw, kind):
     elif kind == "logits":
         options = {"logit_annealing": choice(0, 3, 7)}
     elif kind == "cls_hidden":
-        options |= {"normalize_cls": choice(True, False), "cls_reduction": choice("sum", "mean")}
+        options["normalize_cls"] = choice(True, False)
+        options["cls_reduction"] = choice("sum", "width", "mean")
     elif kind in ("attention", "attention_mean"):
         options = choice({}, {"attention_loss": "kl"}, {"attention_on": "scores"})
     elif kind == "attention_sum":

@@ -16,13 +16,15 @@ from ksel.config import FineTuneConfig, RunConfig
 from ksel.data import tokenize
 from ksel.errors import UsageError
 from ksel.fine_tuning import fine_tune
-from ksel.grids import merged
 from ksel.knowledge import build_pool
 from ksel.models import load_classifier, load_tokenizer, weights_fingerprint
 from ksel.settings import (
     build_parser,
     config_from_dict,
+    config_from_file,
+    config_to_yaml,
     layer_names,
+    merged,
     method_names,
     parse_run,
     read_yaml,
@@ -41,6 +43,7 @@ MLKD = (
     ["token_similarity", "attention_output_relation/skip", "hidden/skip"],
     ["sample_similarity", "sample_contrastive", "response"],
 )
+MLKD_SPAN = (MLKD[0], ["sample_similarity", "response"])
 TINYBERT = (["embedding", "attention/skip", "hidden/skip"], ["response"])
 TINYBERT_SHARES = [0.75, 0.25]
 
@@ -61,6 +64,12 @@ METHODS: dict[str, tuple[str, list[str], dict[str, float], list[tuple[list[str],
         [],
     ),
     "mlkd_bert": ("static", [*MLKD[0], *MLKD[1]], {}, [(MLKD[0], 0.5), (MLKD[1], 0.5)]),
+    "mlkd_bert_span": (
+        "static",
+        [*MLKD_SPAN[0], *MLKD_SPAN[1]],
+        {},
+        [(MLKD_SPAN[0], 0.5), (MLKD_SPAN[1], 0.5)],
+    ),
     "mt_bert": (
         "static",
         [
@@ -138,10 +147,23 @@ KNOWLEDGE: dict[str, dict[str, Any]] = {
     "pkd_skip": {"temperature": 10.0, "normalize_cls": True, "cls_reduction": "mean"},
     "pkd_last": {"temperature": 10.0, "normalize_cls": True, "cls_reduction": "mean"},
     "mlkd_bert": {"temperature": 1.0, "projection": "always"},
+    "mlkd_bert_span": {"temperature": 1.0, "projection": "always"},
     "mt_bert": {"temperature": 1.0, "projection": "always", "confidence": True},
-    "mt_bert_cls": {"confidence": True, "normalize_cls": False, "cls_reduction": "mean"},
+    "mt_bert_cls": {
+        "temperature": 1.0,
+        "projection": "always",
+        "confidence": True,
+        "normalize_cls": False,
+        "cls_reduction": "width",
+        "cls_last": "keep",
+    },
     "distilbert": {"temperature": 2.0},
-    "tinybert": {"temperature": 1.0, "attention_on": "scores", "attention_loss": "mse"},
+    "tinybert": {
+        "temperature": 1.0,
+        "attention_on": "scores",
+        "attention_loss": "mse",
+        "projection": "always",
+    },
     "minilm": {"attention_loss": "kl"},
     "minilmv2": {"relation_heads": 48},
     "annealing_kd": {"logit_annealing": 7},
@@ -221,6 +243,36 @@ def test_patient_kd_takes_the_published_layers(
     assert pool.types[2].pairs == tuple(zip(range(1, layers), taught, strict=True))
 
 
+def test_mt_bert_on_cls_states_sums_over_the_layers_of_mt_bert() -> None:
+    student, views = Shape(6, 768, 12, 3072), [TeacherView(BASE)] * 3
+    pools = [
+        build_pool(
+            parsed(name).knowledge, task=TASKS["rte"], student=student, teachers=views, seed=0
+        )
+        for name in ("mt_bert", "mt_bert_cls")
+    ]
+    tokens, cls = ([type.pairs for type in pool if type.pairs] for pool in pools)
+    assert cls == tokens == [((1, 2), (2, 4), (3, 6), (4, 8), (5, 10), (6, 12))] * 3
+
+
+@pytest.mark.parametrize("task", ["squad", "stsb"])
+def test_mlkd_bert_without_classes_is_mlkd_bert_span(task: str) -> None:
+    plain, span = parsed("mlkd_bert", "--task", task), parsed("mlkd_bert_span", "--task", task)
+    about: dict[str, Any] = {
+        "task": TASKS[task],
+        "student": Shape(4, 312, 12, 1200),
+        "teachers": [TeacherView(BASE)],
+        "seed": 0,
+    }
+    with pytest.raises(UsageError, match=r"out of --knowledge\.pool and of --stages\.") as e:
+        build_pool(plain.knowledge, **about)
+    assert "sample_similarity" not in str(e.value)  # it is there already
+    assert len(build_pool(span.knowledge, **about)) == 5
+    plain.knowledge.pool.remove("sample_contrastive")
+    plain.stages[1].pool.remove("sample_contrastive")
+    assert (plain.knowledge, plain.stages) == (span.knowledge, span.stages)
+
+
 @pytest.mark.parametrize("form", ["hard", "soft"])
 def test_knowledge_selection_is_as_published(form: str) -> None:
     config = parsed(f"ks_{form}")
@@ -237,6 +289,47 @@ def test_an_agent_can_select_among_a_methods_signals() -> None:
     assert get_agent(config.agent).learns
     assert config.knowledge.pool == METHODS["mlkd_bert"][1]
     assert config.a2c.start == RunConfig().a2c.start
+
+
+def test_one_weight_given_leaves_the_methods_others(tmp_path: Path) -> None:
+    alpha = {"label": 0.5, "response": 0.5}
+    config = parsed("pkd_skip", "--knowledge.weights", "{cls_hidden: 500}")
+    assert config.knowledge.weights == {**alpha, "cls_hidden": 500.0}
+    assert parsed("pkd_skip", "--knowledge.weights", "{}").knowledge.weights == {}
+    kept = parsed(
+        "pkd_skip", "--knowledge.pool", "[label, cls_hidden]", "--knowledge.weights", "{label: 2}"
+    )
+    assert kept.knowledge.weights == {"label": 2.0}
+    saved = tmp_path / "config.yaml"
+    saved.write_text(config_to_yaml(config))
+    assert parse_run(["--config", str(saved)]) == config
+    assert config_from_file(saved) == config
+
+
+def test_a_dictionary_that_names_a_method_gets_it() -> None:
+    config = config_from_dict({"method": "mlkd_bert", "data": "folder", "task": "rte"})
+    assert config == parsed("mlkd_bert")
+    with pytest.raises(UsageError, match="--method: unknown method 'nonsense'"):
+        config_from_dict({"method": "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--knowledge.pool", "[label@*]"], "the gold label needs no teacher"),
+        (
+            ["--knowledge.weights", "{response@2: 5, response@*: 1}"],
+            "'response@2' is named twice",
+        ),
+        (["--teacher", "a"], "--teacher and --teachers: give one"),
+        (["--stages", "[{share: null}]"], "--stages: number 1: share: null is not valid"),
+        (["--stages", "[{pol: [label]}]"], "--stages: 'pol' is no setting of a stage"),
+    ],
+)
+def test_mistakes_about_teachers_and_stages_are_explained(argv: list[str], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_run(["--data", "d", "--teachers", "a", "b", *argv])
+    assert words in str(caught.value)
 
 
 def test_every_teacher_stands_for_itself_under_a_star() -> None:

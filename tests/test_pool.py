@@ -140,6 +140,20 @@ def test_cls_hidden_keeps_pairs_that_the_user_named():
     assert build("response", "cls_hidden/5-10+6-12").types[1].pairs == ((5, 10), (6, 12))
 
 
+@pytest.mark.parametrize(("matching", "start"), [("skip", 2), ("last", 7)])
+def test_cls_last_keep_compares_the_layers_as_matched(matching, start):
+    spec, step = f"cls_hidden/{matching}", 2 if matching == "skip" else 1
+    matched = tuple((i, start + step * (i - 1)) for i in range(1, 7))
+    beside = build("response", spec, cls_last="keep").types[1]
+    assert beside.pairs == matched
+    assert (beside.student.cls, beside.teacher.cls) == tuple(
+        frozenset(side) for side in zip(*matched, strict=True)
+    )
+    assert build(spec, cls_last="keep").types[0].pairs == matched
+    named = build("response", "cls_hidden/1-2", cls_last="keep").types[1]
+    assert named.pairs == ((1, 2),)
+
+
 def test_other_kinds_keep_the_last_layer_beside_response():
     assert build("response", "hidden", "fsp").types[1].pairs[-1] == (6, 12)
 
@@ -148,7 +162,10 @@ def test_a_one_layer_student_has_no_cls_layer_left_beside_response():
     with pytest.raises(UsageError) as error:
         build("response", "cls_hidden", student=shape(1))
     refusal(error, "cls_hidden", "because response is in the pool", "'cls_hidden/1-12'")
+    refusal(error, "cls_hidden", "because response is in the pool", "--knowledge.cls_last keep")
     assert build("response", "cls_hidden/1-12", student=shape(1)).types[1].pairs == ((1, 12),)
+    kept = build("response", "cls_hidden", student=shape(1), cls_last="keep")
+    assert kept.types[1].pairs == ((1, 12),)
 
 
 # Widths, heads, layers.

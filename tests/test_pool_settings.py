@@ -140,7 +140,8 @@ VALUES = {
     "confidence": True,
     "logit_annealing": 7,
     "normalize_cls": False,
-    "cls_reduction": "mean",
+    "cls_reduction": "width",
+    "cls_last": "keep",
     "projection": "always",
     "attention_loss": "kl",
     "attention_on": "scores",
@@ -154,6 +155,7 @@ READERS = {
     "logit_annealing": ["logits"],
     "normalize_cls": ["cls_hidden"],
     "cls_reduction": ["cls_hidden"],
+    "cls_last": ["cls_hidden"],
     "projection": ["cls_hidden", "hidden", "embedding", "cosine", "fsp"],
     "attention_loss": ["attention", "attention_mean"],
     "attention_on": ["attention", "attention_mean", "attention_sum"],
@@ -243,8 +245,19 @@ def test_contrast_needs_classes(task, labels):
     message = str(error.value)
     assert message.startswith("--knowledge.pool: 'sample_contrastive@2'")
     assert f"the labels of {task} are {labels}" in message
-    assert "'sample_similarity@2'" in message
+    assert message.endswith(
+        "Leave it out of --knowledge.pool and of --stages, or put 'sample_similarity@2', which needs "
+        "no labels, in its place."
+    )
     assert len(build("sample_similarity@2", task=task, teachers=2)) == 1
+
+
+def test_the_alternative_to_contrast_is_not_named_where_it_is_in_the_pool():
+    with pytest.raises(UsageError) as error:
+        build("sample_similarity", "sample_contrastive", task="squad")
+    assert str(error.value).endswith("Leave it out of --knowledge.pool and of --stages.")
+    with pytest.raises(UsageError, match=r"put 'sample_similarity@2'"):
+        build("sample_similarity", "sample_contrastive@2", task="squad", teachers=2)
 
 
 @pytest.mark.parametrize("task", ["qnli", "stsb", "squad"])

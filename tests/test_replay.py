@@ -601,3 +601,46 @@ def test_two_plays_on_cuda_are_compared_with_a_tolerance(
     judge_twice(replay, once, again, start, torch.device(device))
     assert replay.identical is same
     assert ("on CUDA bitwise" in "".join(replay.details)) == (device == "cuda")
+
+
+# --------------------------------------------------------------------------- stages
+
+STAGES = [{"pool": ["label"], "share": 0.75}, {"pool": ["response"], "share": 0.25}]
+
+
+def test_a_schedule_is_stretched_within_each_stage(maker: Maker) -> None:
+    run = maker(
+        agent="static",
+        knowledge={"pool": ["label", "response"]},
+        stages=STAGES,
+        optim={"max_updates": 8},
+        env={"phase_steps": 2},
+    )
+    assert call(run, "--mode", "schedule", "--optim.max_updates", 13) == 0
+    (folder,) = (run / "replays").iterdir()
+    actions = read_schedule(folder / "schedule.parquet").actions("final", 0).tolist()
+    # 10 and 3 updates: 5 and 2 decisions, each stage's own types throughout
+    assert actions == [[1, 0]] * 5 + [[0, 1]] * 2
+
+
+def test_other_stages_do_not_take_the_logged_masks(
+    maker: Maker, capsys: pytest.CaptureFixture
+) -> None:
+    run = maker(
+        agent="static",
+        knowledge={"pool": ["label", "response"]},
+        stages=STAGES,
+        optim={"max_updates": 8},
+    )
+    other = "[{pool: [label], share: 0.5}, {pool: [response], share: 0.5}]"
+    assert call(run, "--mode", "schedule", "--stages", other) == 2
+    assert "--stages: the logged masks belong to the run's stages" in capsys.readouterr().err
+    assert call(run, "--mode", "policy", "--stages", other) == 0
+    (folder,) = (run / "replays").iterdir()
+    changed = json.loads((folder / "replay.json").read_text())["changed"]
+    assert [stage["share"] for stage in changed["stages"]] == [0.5, 0.5]
+
+
+def test_a_run_that_only_observes_is_validated(maker: Maker) -> None:
+    run = maker(agent="dynamic", knowledge={"pool": ["label", "response", "hidden/skip"]})
+    assert call(run) == 0

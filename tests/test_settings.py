@@ -29,7 +29,7 @@ from ksel.tasks import TASKS
 CHANGED: dict[str, Any] = {
     "task": "custom",
     "agent": "ppo",
-    "method": "kd",
+    "method": "finetune",
     "data": "some/data",
     "teacher": None,
     "teachers": ["one", "two"],
@@ -93,6 +93,7 @@ CHANGED: dict[str, Any] = {
     "knowledge.logit_annealing": 5,
     "knowledge.normalize_cls": False,
     "knowledge.cls_reduction": "mean",
+    "knowledge.cls_last": "keep",
     "knowledge.projection": "always",
     "knowledge.attention_loss": "kl",
     "knowledge.attention_on": "scores",

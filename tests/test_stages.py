@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import make_run
 
 from envs.distillation import DistillationEnv
 from envs.recording import Recorder
@@ -19,7 +21,7 @@ from ksel.optim import linear_schedule
 from ksel.setup import Setup
 from ksel.stages import build_stages, decision_count, place, stage_ends
 from ksel.summary import opening_lines
-from ksel.trajectory import ScheduleWriter
+from ksel.trajectory import ScheduleWriter, read_schedule
 
 POOL = ("label", "response", "hidden/skip", "cls_hidden/skip@2")
 
@@ -200,7 +202,7 @@ def test_weight_schedules_grow_and_decay_over_each_stage(tiny_setup: Callable[..
         ({"optim": {"max_updates": 1}}, "leaves one of 2 stages without an update"),
         (
             {"optim": {"max_updates": 8}, "episodes": {"share": 0.1}},
-            "leaves one of 2 stages without an update",
+            "--episodes.share 0.1: a search episode has 1 updates, too few for 2 stages",
         ),
     ],
 )
@@ -211,7 +213,61 @@ def test_a_run_whose_budget_leaves_a_stage_empty_is_refused_at_set_up(
         tiny_setup(knowledge={"pool": POOL_OF_RUN}, stages=TWO, **changes)
 
 
+def test_a_plain_life_has_neither_stages_nor_schedules_nor_static_weights(
+    tiny_setup: Callable[..., Setup],
+) -> None:
+    setup = tiny_setup(
+        knowledge={
+            "pool": POOL_OF_RUN,
+            "balance": "none",
+            "weights": {"label": 0.5},
+            "weight_schedules": {"label": "growth"},
+        },
+        stages=TWO,
+        optim={"max_updates": 8},
+    )
+    distiller = setup.distiller
+    distiller.reset(1, 8, plain=True)
+    assert distiller.ends == (8,)
+    state = distiller.snapshot()
+    seen = [distiller.update(np.array([1.0, 0.0, 0.0])) for _ in range(8)]
+    assert [update.weight.tolist() for update in seen] == [[1.0, 0.0, 0.0]] * 8
+    assert {update.peak for update in seen} == {setup.config.optim.learning_rate}
+    distiller.reset(1, 8)
+    assert distiller.ends == (4, 8)
+    distiller.restore(state)
+    assert (distiller.plain, distiller.ends) == (True, (8,))
+
+
 # --------------------------------------------------------------------------- in the environment
+
+
+def test_the_learning_rate_is_observed_over_its_stages_peak(staged: Setup) -> None:
+    env = DistillationEnv(setup=staged)
+    env.reset(seed=1, options={"measure": False})
+    seen = [env.step(np.zeros(3))[0]["training"][1] for _ in range(8)]
+    assert seen[:4] == pytest.approx(seen[4:])
+    assert max(seen) == pytest.approx(1.0)
+
+
+def test_references_of_one_type_train_in_every_stage(
+    tiny_data: Path, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    folder = make_run(
+        tmp_path,
+        tiny_data,
+        tiny_teacher,
+        agent="static",
+        references=["finetune", "all"],
+        stages=TWO,
+        knowledge={"pool": POOL_OF_RUN},
+        optim={"max_updates": 8},
+    )
+    schedule = read_schedule(folder / "schedule.parquet")
+    assert schedule.actions("reference:finetune").tolist() == [[1, 0, 0]] * 8
+    assert schedule.actions("reference:all").tolist() == schedule.actions("final").tolist()
+    learned = schedule.stage("reference:finetune")["loss"].map(lambda row: np.isfinite(row[0]))
+    assert learned.all()
 
 
 def test_a_decision_ends_with_its_stage_and_is_recorded_as_carried_out(

@@ -47,7 +47,7 @@ KINDS: dict[str, Kind] = {
         "example",
         build_cls_hidden,
         lowest_layer=0,
-        settings=("normalize_cls", "cls_reduction", "projection"),
+        settings=("normalize_cls", "cls_reduction", "cls_last", "projection"),
         pooled=True,
     ),
     "hidden": Kind(

@@ -36,10 +36,15 @@ def build_sample_contrastive(request: Request) -> Part:
     """
     if request.task.is_span or request.task.is_regression:
         kind = "spans of text" if request.task.is_span else "scores"
+        leave_out = "Leave it out of --knowledge.pool and of --stages"
+        instead = (
+            f"put {request.other('sample_similarity', '')}, which needs no labels, in its place"
+        )
+        known = "sample_similarity" in request.pool_kinds
         raise request.refuse(
             f"draws examples of one class together, but the labels of {request.task.name} are "
             f"{kind}",
-            f"Use {request.other('sample_similarity', '')}, which needs no labels.",
+            f"{leave_out}." if known else f"{leave_out}, or {instead}.",
         )
     layers = _last(request)
     projections = learned_projections(request, (layers,), optional=False)

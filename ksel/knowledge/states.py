@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,29 +25,32 @@ from ksel.types import Batch, Needs, Signals
 EMBEDDINGS: Pairs = ((0, 0),)
 """The embedding output of both models."""
 
+Reduction = Literal["sum", "width", "mean"]
+
 
 def build_cls_hidden(request: Request) -> Part:
     """[CLS] states, with Patient KD's layer sets; with learned projections if the widths differ.
 
     Where ``response`` of the same teacher is in the pool it already teaches the last student
-    layer, which is therefore left out unless the user named the pairs: 12 -> 6 layers gives
-    teacher layers {2, 4, 6, 8, 10} for ``skip`` and {7, ..., 11} for ``last`` (Sun et al. 2019,
-    section 3.2).
+    layer, which is therefore left out unless the user named the pairs or set ``cls_last`` to
+    keep: 12 -> 6 layers gives teacher layers {2, 4, 6, 8, 10} for ``skip`` and {7, ..., 11} for
+    ``last`` (Sun et al. 2019, section 3.2).
 
     Raises:
         UsageError: no layer is left.
     """
     student, teacher, settings = request.student, request.teacher, request.settings
     pairs = request.pairs
-    if "response" in request.pool_kinds and not request.explicit:
+    covered = settings.cls_last == "auto" and "response" in request.pool_kinds
+    if covered and not request.explicit:
         pairs = tuple((s, t) for s, t in pairs if s != student.layers)
     if not pairs:
         named = request.other("cls_hidden", f"{student.layers}-{teacher.layers}")
         raise request.refuse(
             f"leaves out the last student layer because {request.other('response', '')[1:-1]} is "
             "in the pool, and no other layer is matched",
-            f"Name the pair ({named}), use {request.other('hidden')}, or take response out of "
-            "the pool.",
+            f"Name the pair ({named}), set --knowledge.cls_last keep, use "
+            f"{request.other('hidden')}, or take response out of the pool.",
         )
     projections = learned_projections(request, pairs)
     loss = partial(
@@ -54,7 +58,7 @@ def build_cls_hidden(request: Request) -> Part:
         pairs=pairs,
         projections=projections,
         normalize=settings.normalize_cls,
-        average=settings.cls_reduction == "mean",
+        reduction=settings.cls_reduction,
     )
     return Part(
         loss,
@@ -102,14 +106,16 @@ def cls_distance(
     pairs: Pairs,
     projections: Projections,
     normalize: bool,
-    average: bool,
+    reduction: Reduction,
 ) -> Tensor:
     """Squared distance of [CLS] states over matched layers, per example [b].
 
     PT of Patient KD (Sun et al. 2019, eq. 7): states are brought to unit length if
     ``normalize``, after the projection where there is one. The paper *sums* the squared
-    differences over layers and width; the authors' code divides by layers x width, as
-    ``average`` does. A weight beta of the code is a weight beta / (layers x width) of the sum.
+    differences over layers and width (``sum``); the authors' code divides by layers x width
+    (``mean``). A weight beta of the code is a weight beta / (layers x width) of the sum.
+    ``width`` divides by the width only: the MSE of :func:`hidden_distance` on one token, for
+    MT-BERT's hidden loss (Wu et al. 2021) on [CLS] states. The width is the teacher's.
     """
     total = zero(batch)
     for s, t in pairs:
@@ -117,8 +123,9 @@ def cls_distance(
         x = projected(x, projections, s, t)
         if normalize:
             x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
-        distance = (x - y).square().sum(-1)
-        total = total + (distance / (len(pairs) * y.shape[-1]) if average else distance)
+        width = y.shape[-1]
+        counts = {"sum": 1, "width": width, "mean": len(pairs) * width}
+        total = total + (x - y).square().sum(-1) / counts[reduction]
     return total
 
 
