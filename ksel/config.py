@@ -97,7 +97,7 @@ class SpanConfig:
 
     stride: int = 128
     """Tokens that two windows of a long context share (at most half of a window is used)."""
-    max_question: int = 64
+    max_question: int = 40
     """Longest question (tokens); longer ones are cut."""
     max_answer: int = 30
     """Longest answer (tokens)."""

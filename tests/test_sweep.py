@@ -196,7 +196,7 @@ def test_options_that_no_axis_decides_reach_every_cell(
 ) -> None:
     empty = tmp_path / "empty.yaml"
     empty.write_text("{}")
-    words = ["--teachers", "A", "B", "--optim.max_updates=3", "--config", str(empty)]
+    words = ["--teachers", "A", "student", "--optim.max_updates=3", "--config", str(empty)]
     seen = []
 
     def refuse(argv: list[str]) -> int:
