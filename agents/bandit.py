@@ -31,7 +31,12 @@ from agents.policy import (
     write_header,
     write_weights,
 )
-from agents.ranges import refuse_below, refuse_not_positive, refuse_outside_unit
+from agents.ranges import (
+    refuse_below,
+    refuse_not_positive,
+    refuse_outside_unit,
+    refuse_short_search,
+)
 from agents.stable_baselines import start_logger
 from ksel.config import BanditConfig, RunConfig
 from ksel.errors import UsageError
@@ -202,12 +207,7 @@ class BanditAgent:
         Raises:
             UsageError: too few decisions to learn from.
         """
-        if decisions < 2:
-            raise UsageError(
-                f"--agent {NAME} cannot learn from {decisions} decision(s). Raise "
-                f"--episodes.count, --episodes.share or the step budget (--optim.max_updates), "
-                f"or lower --env.phase_steps."
-            )
+        refuse_short_search(NAME, decisions)
         self.learner = learner = self._algorithm()
         rng, gain = np.random.default_rng([seed, 11]), Gain(self.reward_scale)
         logger, totals = start_logger(logger_folder), deque([0.0], maxlen=WINDOW)

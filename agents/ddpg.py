@@ -35,6 +35,7 @@ from agents.policy import OnStep
 from agents.ranges import (
     refuse_bad_widths,
     refuse_below,
+    refuse_late_start,
     refuse_not_positive,
     refuse_outside_unit,
 )
@@ -132,13 +133,7 @@ class DDPGAgent:
         Raises:
             UsageError: too few decisions to learn from.
         """
-        if decisions <= self.settings.learning_starts:
-            raise UsageError(
-                f"--ddpg.learning_starts is {self.settings.learning_starts}, and the search has "
-                f"{decisions} decision(s): the first update would never come. Lower it, raise "
-                f"--episodes.count, --episodes.share or the step budget (--optim.max_updates), or "
-                f"lower --env.phase_steps."
-            )
+        refuse_late_start(self.settings.learning_starts, decisions)
         self.model = model = self._build_model(env, decisions, seed)
         logger = start_logger(logger_folder)
         model.set_logger(logger)

@@ -20,6 +20,7 @@ from agents.fixed import (
     refuse_one_sided,
 )
 from agents.policy import Learner
+from agents.ranges import refuse_late_start, refuse_short_search
 from agents.stable_baselines import SB3Agent, check_hyper_parameters
 from ksel.config import DDPGConfig, DynamicConfig, EnvConfig, RunConfig
 from ksel.errors import UsageError, unknown_name
@@ -232,18 +233,9 @@ def check_agent(
             nothing can be selected in a stage.
     """
     if get_agent(config.agent).learns:
-        if decisions < 2:
-            raise UsageError(
-                f"--agent {config.agent} cannot learn from {decisions} decision(s). Raise "
-                f"--episodes.count, --episodes.share or the step budget (--optim.max_updates), "
-                f"or lower --env.phase_steps."
-            )
-        if config.agent == "ddpg" and decisions <= config.ddpg.learning_starts:
-            raise UsageError(
-                f"--ddpg.learning_starts {config.ddpg.learning_starts} is not below the search's "
-                f"{decisions} decisions: the first update would never come. Lower it, or raise "
-                f"--episodes.count or the step budget."
-            )
+        refuse_short_search(config.agent, decisions)
+        if config.agent == "ddpg":
+            refuse_late_start(config.ddpg.learning_starts, decisions)
         return
     soft = resolve_actions(config.agent, config.env.actions)
     size = (len(pool),)

@@ -39,3 +39,32 @@ def refuse_bad_widths(option: str, widths: Sequence[int]) -> None:
     """Refuse hidden layers without units."""
     if any(width < 1 for width in widths):
         raise UsageError(f"{option} has a width below 1; give positive widths.")
+
+
+def refuse_short_search(agent: str, decisions: int) -> None:
+    """Refuse a search of fewer than two decisions, from which nothing can be learned.
+
+    Raises:
+        UsageError: names what makes it longer.
+    """
+    if decisions < 2:
+        raise UsageError(
+            f"--agent {agent} cannot learn from {decisions} decision(s). Raise --episodes.count, "
+            f"--episodes.share or the step budget (--optim.max_updates), or lower "
+            f"--env.phase_steps."
+        )
+
+
+def refuse_late_start(learning_starts: int, decisions: int) -> None:
+    """Refuse a warm-up that takes the whole search.
+
+    Raises:
+        UsageError: the first update would never come.
+    """
+    if decisions <= learning_starts:
+        raise UsageError(
+            f"--ddpg.learning_starts {learning_starts} is not below the search's {decisions} "
+            f"decision(s): the first update would never come. Lower it, raise --episodes.count, "
+            f"--episodes.share or the step budget (--optim.max_updates), or lower "
+            f"--env.phase_steps."
+        )

@@ -39,6 +39,7 @@ from agents.ranges import (
     refuse_below,
     refuse_not_positive,
     refuse_outside_unit,
+    refuse_short_search,
 )
 from ksel.config import A2CConfig, PPOConfig, RunConfig
 from ksel.errors import UsageError
@@ -123,12 +124,7 @@ class SB3Agent:
         Raises:
             UsageError: too few decisions to learn from.
         """
-        if decisions < 2:
-            raise UsageError(
-                f"--agent {self.name} cannot learn from {decisions} decision(s). Raise "
-                f"--episodes.count, --episodes.share or the step budget (--optim.max_updates), "
-                f"or lower --env.phase_steps."
-            )
+        refuse_short_search(self.name, decisions)
         length = min(self.settings.n_steps, decisions)
         self.model = model = self._build_model(env, length, seed)
         logger = start_logger(logger_folder)

@@ -97,7 +97,7 @@ def test_short_searches_work(soft):
 @pytest.mark.parametrize("decisions", [1, 8])
 def test_a_search_without_an_update_is_refused(decisions):
     env = environment(False)
-    with pytest.raises(UsageError, match=r"--ddpg\.learning_starts is 8.*--episodes\.count"):
+    with pytest.raises(UsageError, match=r"--ddpg\.learning_starts 8.*--episodes\.count"):
         build(env).learn(env, decisions, seed=0)
     assert build(env).learn(env, 9, seed=0) == 9
 

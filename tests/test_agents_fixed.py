@@ -408,7 +408,7 @@ def test_agents_that_can_work_pass_the_check() -> None:
     [
         ("a2c", 1, {}, "--agent a2c cannot learn from 1 decision"),
         ("bandit", 1, {}, "--agent bandit cannot learn from 1 decision"),
-        ("ddpg", 8, {}, "--ddpg.learning_starts 8 is not below the search's 8 decisions"),
+        ("ddpg", 8, {}, "--ddpg.learning_starts 8 is not below the search's 8 decision"),
         ("static", 9, {"static": {"mask": ["labl"]}}, "--static.mask: unknown knowledge type"),
         (
             "static",
