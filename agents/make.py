@@ -155,7 +155,8 @@ def check_settings(config: RunConfig) -> None:
             f"{option} is not used by --agent {config.agent} (it is read by {', '.join(names)})"
             for option, names in readers.items()
         )
-        raise UsageError(f"{listed}. Leave it out, or choose an agent that reads it.")
+        origin = f" It may come from --method {config.method}." if config.method else ""
+        raise UsageError(f"{listed}.{origin} Leave it out, or choose an agent that reads it.")
     soft = resolve_actions(config.agent, config.env.actions)
     if config.agent == "annealed" and "training" not in config.env.observe:
         raise UsageError("--env.observe: annealed reads its progress from 'training'; add it.")
@@ -234,6 +235,8 @@ def check_agent(
     """
     if get_agent(config.agent).learns:
         refuse_short_search(config.agent, decisions)
+        if config.agent == "bandit":
+            _refuse_stages(config.agent, allowed)
         if config.agent == "ddpg":
             refuse_late_start(config.ddpg.learning_starts, decisions)
         return
@@ -241,6 +244,8 @@ def check_agent(
     size = (len(pool),)
     space: spaces.Space = spaces.Box(0.0, 1.0, size) if soft else spaces.MultiBinary(len(pool))
     make_agent(config, pool, spaces.Dict({}), space)
+    if config.agent == "round_robin":
+        _refuse_stages(config.agent, allowed)
     if config.agent != "static":
         return
     mask = mask_vector(config.static.mask, pool) > 0
@@ -251,6 +256,15 @@ def check_agent(
                 f"--static.mask: nothing of it can be selected in stage {number}, which would train "
                 f"nothing. Add one of {names}, or change --stages."
             )
+
+
+def _refuse_stages(agent: str, allowed: Sequence[np.ndarray]) -> None:
+    if not all(possible.all() for possible in allowed):
+        raise UsageError(
+            f"--agent {agent} selects one type at a time and cannot tell which of them a stage "
+            f"allows: most of its decisions would train nothing. Leave the pools out of --stages, or "
+            f"choose an agent that selects several, such as a2c."
+        )
 
 
 def make_agent(

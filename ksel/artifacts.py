@@ -21,7 +21,7 @@ from ksel.config import RunConfig
 from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.files import atomic_folder, write_json, write_text
-from ksel.settings import config_to_yaml
+from ksel.settings import config_to_yaml, read_method
 from ksel.setup import Setup
 from ksel.tasks import Task
 
@@ -48,7 +48,11 @@ def make_run_folder(config: RunConfig) -> Path:
         UsageError: the folder exists already, or cannot be written.
     """
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = config.name or f"{config.task}-{config.agent}-s{config.seed}-{now}"
+    way = config.agent
+    if config.method is not None:
+        own = way == str(read_method(config.method).get("agent", RunConfig.agent))
+        way = config.method.replace("/", "_") + ("" if own else f"-{way}")
+    name = config.name or f"{config.task}-{way}-s{config.seed}-{now}"
     folder = Path(config.out) / name
     try:
         folder.mkdir(parents=True)
@@ -145,8 +149,7 @@ tags: [knowledge-distillation, ksel]
 # {task.name} student, distilled by ksel
 {warning}
 A {setup.student.config.model_type} encoder of {shape.layers} layers, width {shape.width}, {shape.heads} heads, distilled from
-{card["teacher"]}. At each training step the agent `{card["agent"]}` chose which of the teacher's
-signals to transfer, out of: {", ".join(setup.pool.names)}.
+{card["teacher"]}. {_choice(setup, card["agent"])}
 
 * Task: {task.name}; output: {_output(task)}.
 * Data: {setup.origin}; {setup.train.num_examples:,} training rows{windows}, {setup.reward.num_examples:,} rows of the training file kept for rewards.
@@ -159,6 +162,16 @@ signals to transfer, out of: {", ".join(setup.pool.names)}.
 
 The settings of the run are in `config.yaml` beside this folder, the schedule in `schedule.parquet`.
 """
+
+
+def _choice(setup: Setup, agent: str) -> str:
+    """Who chose among which signals."""
+    method = setup.config.method
+    by = f" Method: `{method}`." if method else ""
+    names = ", ".join(setup.pool.names)
+    if agent == "static":
+        return f"Knowledge types: {names}; the mask was fixed: {', '.join(setup.config.static.mask)}.{by}"
+    return f"At each decision the agent `{agent}` chose which signals to transfer, out of: {names}.{by}"
 
 
 def _output(task: Task) -> str:

@@ -155,9 +155,11 @@ def check_unrewarded(config: RunConfig, *, observes: bool) -> None:
         if name == "observe" and observes:
             continue
         if getattr(config.env, name) != getattr(RunConfig().env, name):
+            origin = f" It may come from --method {config.method}." if config.method else ""
             raise UsageError(
                 f"--env.{name}: not used with --agent {config.agent}, which does not learn: "
-                f"nothing is rewarded or observed. Leave it out, or choose one that learns, such as a2c."
+                f"nothing is rewarded or observed.{origin} Leave it out, or choose one that learns, "
+                f"such as a2c."
             )
 
 

@@ -112,7 +112,8 @@ class StudentConfig:
     """Shape and start of the student."""
 
     shape: str | None = None
-    """A named shape such as 4x312 or 6x768 (see docs/methods), instead of the four sizes below."""
+    """A named shape such as 4x312 or 6x768 (docs/data.md lists them) instead of the sizes below; heads
+    may be given beside it."""
     layers: int | None = None
     """Transformer layers; null = half the teacher's."""
     width: int | None = None
@@ -324,7 +325,7 @@ class RunConfig:
     out: str = "runs"
     """Folder in which the run's own folder is made."""
     name: str | None = None
-    """Name of the run's folder; null = TASK-AGENT-sSEED-TIME."""
+    """Name of the run's folder; null = TASK-AGENT-sSEED-TIME (METHOD for AGENT)."""
     store: str | None = None
     """Folder for fine-tuned teachers and cached signals; null = ~/.cache/ksel (KSEL_STORE)."""
     device: str = "auto"

@@ -73,7 +73,7 @@ def read_grid(path: Path) -> Grid:
         UsageError: not such a file, no axis, an axis without labels, a placeholder without an axis,
             or an axis that changes nothing.
     """
-    values = read_yaml(path)
+    values = read_yaml(path, "FILE")
     for key in values:
         if key not in KEYS:
             raise unknown_name("part of a sweep", str(key), KEYS, str(path))

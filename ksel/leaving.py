@@ -138,7 +138,9 @@ def write_student(job: Job) -> None:
     card = {
         "agent": job.config.agent,
         "metrics": job.students[0]["metrics"] if job.students else {},
-        "teacher": job.teacher.get("name"),
+        "teacher": " and ".join(
+            str(one.get("name")) for one in (job.teacher, *job.teacher.get("others", []))
+        ),
         "updates": job.setup.distiller.cursor,
     }
     save_student(job.folder / "student", job.setup, card)

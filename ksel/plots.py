@@ -76,7 +76,11 @@ def colour(index: int) -> str:
 
 
 def schedule_heat_map(
-    actions: np.ndarray, pool: Sequence[str], updates: np.ndarray, title: str
+    actions: np.ndarray,
+    pool: Sequence[str],
+    updates: np.ndarray,
+    title: str,
+    ends: Sequence[int] = (),
 ) -> Figure:
     """Types x time: which types were on, or with what weight.
 
@@ -86,13 +90,14 @@ def schedule_heat_map(
         pool: names of the K types.
         updates: [D] optimiser updates done before each decision, increasing.
         title: heading of the figure.
+        ends: update after the last one of each stage; the last is where the figure ends.
     """
     actions = np.asarray(actions, dtype=np.float64)
     updates = np.asarray(updates, dtype=np.float64)
     hard = bool(np.isin(actions, (0.0, 1.0)).all())
     share = actions.mean(0)
     last = updates[-1] - updates[-2] if len(updates) > 1 else 1.0
-    edges = np.append(updates, updates[-1] + last)
+    edges = np.append(updates, max(ends[-1], updates[-1] + 1) if ends else updates[-1] + last)
     if len(actions) > MAX_COLUMNS:
         actions = time_means(actions, MAX_COLUMNS)
         places = np.linspace(0, len(updates), MAX_COLUMNS + 1)
@@ -105,6 +110,8 @@ def schedule_heat_map(
         mesh = axes.pcolormesh(
             edges, np.arange(kinds + 1), actions.T, cmap=colours, vmin=0, vmax=1, rasterized=True
         )
+        for end in ends[:-1]:
+            axes.axvline(end, color=INK, linestyle=":", linewidth=1.2)
         axes.set_yticks(np.arange(kinds) + 0.5, list(pool))
         axes.set_ylim(kinds, 0)
         axes.tick_params(axis="y", length=0)
@@ -131,10 +138,14 @@ def schedule_heat_map(
 
 
 def heat_map_image(
-    actions: np.ndarray, pool: Sequence[str], updates: np.ndarray, title: str
+    actions: np.ndarray,
+    pool: Sequence[str],
+    updates: np.ndarray,
+    title: str,
+    ends: Sequence[int] = (),
 ) -> np.ndarray:
     """:func:`schedule_heat_map` as pixels on white, [height, width, 3] uint8."""
-    figure = schedule_heat_map(actions, pool, updates, title)
+    figure = schedule_heat_map(actions, pool, updates, title, ends)
     figure.patch.set_facecolor("white")
     figure.set_dpi(110)
     canvas = FigureCanvasAgg(figure)

@@ -112,7 +112,8 @@ def write_report(run: Path) -> Path:
 
 def page(run: Run) -> str:
     """The whole page as HTML."""
-    title = f"{run.fact('task') or 'unknown task'}, {run.fact('agent') or 'unknown agent'}"
+    method = f"{run.fact('method')}, " if run.fact("method") else ""
+    title = f"{run.fact('task') or 'unknown task'}, {method}{run.fact('agent') or 'unknown agent'}"
     sections = [
         _header(run),
         section("Summary", _summary_table(run) + _share_table(run)),
@@ -131,7 +132,7 @@ def _header(run: Run) -> str:
     if status is None:
         status = "unfinished: no summary was written (still running, or killed)"
     good = "good" if status == "complete" else "bad"
-    facts = [("task", run.fact("task")), ("agent", run.fact("agent")), ("seed", run.fact("seed"))]
+    facts = [(name, run.fact(name)) for name in ("task", "method", "agent", "seed")]
     chips = "".join(
         f'<span class="chip"><b>{name}</b> {escape(str(value))}</span>'
         for name, value in facts
@@ -158,8 +159,8 @@ def _data_note(run: Run) -> str:
     if builtin or data == "builtin":
         return (
             '<p class="loud"><b>Built-in data, not a benchmark.</b> Every figure on this page was '
-            f"measured on: {escape(str(data or 'the built-in corpus'))}. None of them is a GLUE "
-            "score.</p>"
+            f"measured on: {escape(str(data or 'the built-in corpus'))}. None of them is a "
+            "benchmark's score.</p>"
         )
     if builtin is None:
         return (
@@ -269,7 +270,12 @@ def _schedule(run: Run) -> str:
     rows = run.schedule.stage(stage, episode)
     updates = rows["update"].to_numpy()
     actions = run.schedule.actions(stage, episode)
-    heat = plots.schedule_heat_map(actions, run.schedule.pool, updates, f"Schedule, {name}")
+    ends = run.schedule.meta.get("stage_ends") or [] if stage == "final" else []
+    heat = plots.schedule_heat_map(actions, run.schedule.pool, updates, f"Schedule, {name}", ends)
+    if len(ends) > 1:
+        body += (
+            "<p>Dotted lines: ends of stages; a type that a stage does not allow is off in it.</p>"
+        )
     body += show(heat, "schedule", f"Heat map: which knowledge types were on, {name}")
     bins = min(BINS, max(1, len(rows) // 5))
     share = run.schedule.share_over_time(stage, bins, episode)

@@ -34,7 +34,7 @@ from ksel.leaving import Job, fail, leave, stopped, write_schedule, write_studen
 from ksel.machine import resolve_threads
 from ksel.models import parameter_count
 from ksel.saved import inputs
-from ksel.settings import layer_names, parse_run
+from ksel.settings import config_files, layer_names, parse_run
 from ksel.setup import Setup, episode_updates, prepare
 from ksel.stages import Stage, decision_count, stage_ends, stage_shares
 from ksel.summary import describe, opening_lines, print_summary
@@ -57,11 +57,12 @@ def main(argv: list[str]) -> int:
     with Progress() as progress:
         job = Job(config, folder, progress, soft)
         masks = "soft" if soft else "hard"
+        method = f"method {config.method}, " if config.method else ""
         progress.say(
-            f"run: {config.task}, agent {config.agent} ({masks} masks), seed {config.seed}; "
+            f"run: {config.task}, {method}agent {config.agent} ({masks} masks), seed {config.seed}; "
             f"folder {folder}"
         )
-        layers = [f"configs/{name}" for name in layer_names(argv)]
+        layers = [*(f"configs/{name}" for name in layer_names(argv)), *config_files(argv)]
         progress.say(
             f"settings: {', '.join([*layers, 'the command line'])}, each over the one before"
         )
@@ -107,6 +108,7 @@ def _work(job: Job) -> None:
             "data": setup.origin,
             "builtin_data": setup.builtin,
             "updates": setup.updates,
+            "stage_ends": list(setup.distiller.ends),
             "inputs": inputs(setup),
         },
     )
@@ -293,7 +295,8 @@ def _distil(
     job.students.append(_figures(job, name, stage, metrics, played))
     rows = job.writer.rows(stage)
     actions = np.stack([row.action for row in rows])
-    tracker.heat_map(stage, actions, np.array([row.update for row in rows]))
+    updates = np.array([row.update for row in rows])
+    tracker.heat_map(stage, actions, updates, setup.distiller.ends)
     early = f" (ended after {played.updates} updates: {played.reason})" if played.reason else ""
     job.progress.say(f"student {name}: {_words(metrics)}{early}")
 

@@ -153,7 +153,7 @@ def config_from_dict(values: dict[str, Any], *, layered: bool = True) -> RunConf
     _check_names(values)
     method = values.get("method")
     if layered and isinstance(method, str):
-        values = merged(read_yaml(Path(_packaged(_method_file(method)))), values)
+        values = merged(read_method(method), values)
     parser = build_parser()
     try:
         return _finish(parser, parser.parse_object(values))
@@ -172,8 +172,12 @@ def config_from_file(path: Path) -> RunConfig:
     return config_from_dict(read_yaml(path), layered=False)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
     """A YAML file that holds a mapping.
+
+    Args:
+        path: the file.
+        option: what it was named by, for the message.
 
     Raises:
         UsageError: missing, unreadable, or something else.
@@ -181,11 +185,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UsageError(f"--config: cannot read {path}: {error.strerror}.") from error
+        raise UsageError(f"{option}: cannot read {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config: {path} is not valid YAML: {error}") from error
+        raise UsageError(f"{option}: {path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise UsageError(f"--config: {path} holds no settings; it must map names to values.")
+        raise UsageError(f"{option}: {path} holds no settings; it must map names to values.")
     return values
 
 
@@ -237,6 +241,15 @@ def layer_names(argv: Sequence[str]) -> list[str]:
     return [*layers, *below]
 
 
+def read_method(name: str) -> dict[str, Any]:
+    """The settings of a published method.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    return read_yaml(Path(_packaged(_method_file(name))))
+
+
 def _method_file(name: str) -> str:
     if name not in method_names():
         raise unknown_name("method", name, method_names(), "--method")
@@ -261,7 +274,7 @@ def _keep_weights(config: RunConfig) -> RunConfig:
     """
     if config.method is None:
         return config
-    own = read_yaml(Path(_packaged(_method_file(config.method)))).get("knowledge", {})
+    own = read_method(config.method).get("knowledge", {})
     changes: dict[str, Any] = {}
     for field in ("weights", "weight_schedules"):
         given = getattr(config.knowledge, field)
@@ -282,6 +295,11 @@ def _long_name(name: str, pool: Sequence[str]) -> str:
         return find_name(name, pool, "")
     except UsageError:
         return name
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """The user's own YAML files on a command line."""
+    return _values(argv, "--config")
 
 
 def _packaged(name: str) -> str:
@@ -326,6 +344,11 @@ def _for_each_teacher(config: RunConfig) -> RunConfig:
         if not spec.endswith("@*"):
             return [spec]
         bare = spec.removesuffix("@*")
+        if count < 2:
+            raise UsageError(
+                f"--teachers: '{spec}' stands for several teachers. Name them, --teachers A B C, or "
+                f"write '{bare}' for one."
+            )
         if bare == "label":
             raise UsageError(
                 "--knowledge.pool: 'label@*': the gold label needs no teacher. Write 'label'."

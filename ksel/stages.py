@@ -11,7 +11,7 @@ import numpy as np
 
 from ksel.config import StageConfig
 from ksel.errors import UsageError
-from ksel.knowledge import find_name
+from ksel.knowledge import KINDS, find_name, kind_of
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,23 @@ def _stage(number: int, settings: StageConfig, pool: Sequence[str], learning_rat
         raise UsageError(f"{option}: learning_rate {rate:g}; give a number above 0, or null.")
     allowed = np.zeros(len(pool), dtype=bool)
     for name in settings.pool or pool:
-        k = pool.index(find_name(name, pool, option))
+        k = pool.index(_in_pool(name, pool, option))
         if allowed[k]:
             raise UsageError(f"{option}: '{name}' stands twice in its pool. Name it once.")
         allowed[k] = True
     return Stage(allowed, settings.share, learning_rate if rate is None else rate)
+
+
+def _in_pool(name: str, pool: Sequence[str], option: str) -> str:
+    try:
+        return find_name(name, pool, option)
+    except UsageError:
+        if kind_of(name) not in KINDS:
+            raise
+        raise UsageError(
+            f"{option}: '{name}' is not in --knowledge.pool ({', '.join(pool)}). Add it there, or "
+            f"leave it out of the stage."
+        ) from None
 
 
 def stage_shares(settings: Sequence[StageConfig]) -> tuple[float, ...]:

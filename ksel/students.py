@@ -6,7 +6,7 @@ import copy
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -124,7 +124,11 @@ def _shape(settings: StudentConfig, teacher: Shape, layers: int) -> Shape:
         _check_shape(shape)
         return shape
     shape = named_shape(settings.shape)
-    given = [f"--student.{name}" for name in SIZES if getattr(settings, name) is not None]
+    if settings.heads is not None:
+        shape = replace(shape, heads=settings.heads)
+        _check_shape(shape)
+    others = [name for name in SIZES if name != "heads"]
+    given = [f"--student.{name}" for name in others if getattr(settings, name) is not None]
     if given:
         sizes = ", ".join(f"--student.{name} {getattr(shape, name)}" for name in SIZES)
         raise UsageError(

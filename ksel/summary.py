@@ -47,6 +47,11 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
     hold = "a decision at each" if held == 1 else f"a decision every {held}"
     lines.append(f"budget: {setup.updates:,} updates of {config.batching.size} rows, {hold}")
     lines += _stage_lines(setup)
+    if episode is not None and "all" not in config.references:
+        lines.append(
+            "note: no student with all types on will stand beside the selected one; "
+            "--references '[all]' adds it"
+        )
     if episode is None:
         lines.append(f"search: none, {config.agent} does not learn")
     else:
@@ -129,6 +134,7 @@ def summarize(
         "error": error,
         "task": config.task,
         "agent": config.agent,
+        "method": config.method,
         "actions": "soft" if soft else "hard",
         "seed": config.seed,
         "data": setup.origin if setup else None,
@@ -179,7 +185,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
     """Print the tables of a run: students beside teacher, shares over time, cost of the search."""
     width = None if sys.stdout.isatty() else WIDTH
     console = console or Console(highlight=False, width=width)
-    title = f"{summary['task']}, agent {summary['agent']}, dev split of {summary['data']}"
+    method = f"method {summary['method']}, " if summary.get("method") else ""
+    title = f"{summary['task']}, {method}agent {summary['agent']}, dev split of {summary['data']}"
     if summary["builtin_data"]:
         title += f": generated data, NOT a {summary['task']} score"
     console.print()

@@ -90,7 +90,8 @@ def markdown_table(axes: Axes, results: Sequence[Result]) -> str:
     """
     ran = _run(results)
     head = [*axes, _headline(ran) if ran else "score", "parameters", "train (s)"]
-    lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    lines = [_source(ran), ""] if ran else []
+    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     groups = _groups(ran)
     for labels, members in sorted(groups.items(), key=lambda g: -mean(r.score for r in g[1])):
         lines.append(f"| {' | '.join([*labels, *_row(members)])} |")
@@ -185,7 +186,9 @@ def sweep_figure(axes: Axes, results: Sequence[Result]) -> Figure:
         panels[0].set_ylabel(f"dev {_headline(ran)}")
         figure.align_xlabels()
         bare = [axis for axis in axes if not any(comparable(axes, scores, axis).values())]
-        text = _caption(len(scores), len(groups) - len(scores), bare, teacher is not None)
+        text = f"{_source(ran)}; " + _caption(
+            len(scores), len(groups) - len(scores), bare, teacher is not None
+        )
         width = round(LETTERS_PER_INCH * figure.get_figwidth())
         figure.supxlabel(textwrap.fill(text, width), fontsize=9.5, color=INK)
     return figure
@@ -249,6 +252,16 @@ def _teacher(ran: Sequence[Result]) -> float | None:
 
 def _name(one: Result) -> str:
     return ", ".join(one.cell.labels.values())
+
+
+def _source(results: Sequence[Result]) -> str:
+    """What the scores were measured on; loud where that is no benchmark."""
+    summaries = [one.summary for one in results if one.summary is not None]
+    tasks = ", ".join(dict.fromkeys(str(s["task"]) for s in summaries))
+    data = ", ".join(dict.fromkeys(str(s["data"]) for s in summaries))
+    builtin = any(s["builtin_data"] for s in summaries)
+    warning = f": generated data, NOT scores of {tasks}" if builtin else ""
+    return f"{tasks}, dev split of {data}{warning}"
 
 
 def _run(results: Sequence[Result]) -> list[Result]:

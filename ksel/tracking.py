@@ -127,15 +127,18 @@ class Tracker:
             )
         self.log(stage, step, {**values, **info})
 
-    def heat_map(self, stage: str, actions: np.ndarray, updates: np.ndarray) -> None:
+    def heat_map(
+        self, stage: str, actions: np.ndarray, updates: np.ndarray, ends: Sequence[int] = ()
+    ) -> None:
         """Add the picture of a schedule (types x time) to TensorBoard as ``schedule/heat_map``.
 
         Args:
             stage: as in :meth:`log`.
             actions: [D, K] bits or weights.
             updates: [D] optimiser updates done before each decision.
+            ends: update after the last one of each stage of the run.
         """
-        image = heat_map_image(actions, self.pool, updates, f"Schedule: {stage}")
+        image = heat_map_image(actions, self.pool, updates, f"Schedule: {stage}", ends)
         step = int(updates[-1])
         self.writer(stage).add_image("schedule/heat_map", image, step, dataformats="HWC")
         self.writer(stage).flush()

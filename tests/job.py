@@ -100,8 +100,8 @@ def watched(lives: list[Life]) -> Iterator[None]:
     """Note each student's initial weights and the rows of each update."""
     reset, update = Distiller.reset, Distiller.update
 
-    def noted_reset(self: Distiller, data_seed: int, updates: int) -> None:
-        reset(self, data_seed, updates)
+    def noted_reset(self: Distiller, data_seed: int, updates: int, **rest: Any) -> None:
+        reset(self, data_seed, updates, **rest)
         lives.append(Life(weights_fingerprint(self.student), updates))
 
     def noted_update(self: Distiller, action: np.ndarray, **arguments: Any) -> Any:

@@ -20,7 +20,7 @@ from ksel.types import Shape, TeacherView
 FOLDER = Path(str(resources.files(configs)))
 EVERY = sorted(FOLDER.rglob("*.yaml"))
 SWEEPS = [path for path in EVERY if path.parent.name == "sweeps"]
-FILES = [path for path in EVERY if path not in SWEEPS]
+FILES = [path for path in EVERY if path not in SWEEPS and "@*" not in path.read_text()]
 NAMES = [path.relative_to(FOLDER).as_posix() for path in FILES]
 PAPER = {"paper/bert_base_6_layers.yaml": 6, "paper/bert_base_3_layers.yaml": 3}
 BERT_BASE = Shape(12, 768, 12, 3072)

@@ -335,8 +335,8 @@ def test_mistakes_about_teachers_and_stages_are_explained(argv: list[str], words
 def test_every_teacher_stands_for_itself_under_a_star() -> None:
     two = parse_run(["--method", "mt_bert", "--data", "d", "--teachers", "a", "b"])
     assert two.knowledge.pool == ["label", "hidden/skip", "hidden/skip@2", "response", "response@2"]
-    one = parse_run(["--method", "mt_bert", "--data", "d"])
-    assert one.knowledge.pool == ["label", "hidden/skip", "response"]
+    with pytest.raises(UsageError, match=r"--teachers: 'hidden/skip@\*' stands for several"):
+        parse_run(["--method", "mt_bert", "--data", "d"])
 
 
 def test_the_method_lies_over_quick_and_agent_and_under_the_users_file(tmp_path: Path) -> None:

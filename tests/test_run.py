@@ -453,7 +453,10 @@ def test_the_first_lines_say_what_will_be_done(job: Callable[[str], Outcome]):
         "teacher",
     ]
     run, layers, data, teacher, student, pool, budget, search, measured = lines[:9]
-    assert layers == "settings: configs/agents/ppo.yaml, the command line, each over the one before"
+    own = outcome.folder.parent / f"{outcome.folder.name}.yaml"
+    assert own.is_file()
+    files = f"configs/agents/ppo.yaml, {own}"
+    assert layers == f"settings: {files}, the command line, each over the one before"
     assert run.startswith("run: rte, agent ppo (hard masks), seed 0; folder ")
     assert run.endswith(str(outcome.folder))
     assert "176 train, 24 reward (cut from train), 40 dev" in data

@@ -117,7 +117,8 @@ def test_a_start_from_pairs_of_layers(
     assert (plan.init, plan.source, plan.is_checkpoint) == (pairs, "pretrained", False)
 
 
-def test_a_named_shape_sets_all_four_sizes() -> None:
+def test_a_named_shape_sets_all_four_sizes_but_its_heads_are_free() -> None:
+    assert planned(TWELVE, shape="4x312", heads=3).shape == Shape(4, 312, 3, 1200)
     plan = planned(TWELVE, shape="4x312")
     assert plan.shape == Shape(4, 312, 12, 1200)
     assert (plan.init, plan.layer_map) == ("random", ())
@@ -166,8 +167,9 @@ def test_other_heads_still_copy_layers() -> None:
         ({"shape": "4x313"}, r"--student\.shape: unknown shape '4x313'.*4x312"),
         (
             {"shape": "4x312", "heads": 6, "layers": 2},
-            r"--student\.layers, --student\.heads: --student\.shape 4x312 .*--student\.heads 12",
+            r"--student\.layers: --student\.shape 4x312 .*--student\.heads 6",
         ),
+        ({"shape": "4x312", "heads": 5}, r"--student\.heads 5 does not divide the width 312"),
         ({"shape": "4x312", "width": 312}, r"--student\.width: --student\.shape 4x312 sets all"),
         ({"shape": "4x312", "feed_forward": 8}, r"--student\.feed_forward: --student\.shape"),
         ({"shape": "4x312", "init": "first"}, r"--student\.init first .*the student has 312"),

@@ -45,7 +45,15 @@ def result(
         "reason": reason,
     }
     figures = {"metrics": {"accuracy": teacher}}
-    return Result(cell, {"headline": "accuracy", "students": [student], "teacher": figures}, None)
+    summary = {
+        "task": "rte",
+        "data": "folder data",
+        "builtin_data": False,
+        "headline": "accuracy",
+        "students": [student],
+        "teacher": figures,
+    }
+    return Result(cell, summary, None)
 
 
 def unequal() -> list[Result]:
@@ -329,3 +337,12 @@ def test_nothing_of_a_plot_of_24_cells_is_cut() -> None:
     for panel in figure.axes:
         boxes = [label.get_window_extent() for label in panel.get_xticklabels()]
         assert all(a.x1 < b.x1 for a, b in itertools.pairwise(boxes))
+
+
+def test_built_in_data_are_told_over_the_table() -> None:
+    one = result(("x",), 0.5, axes={"a": ("x",)})
+    assert one.summary is not None
+    assert markdown_table({"a": ("x",)}, [one]).startswith("rte, dev split of folder data\n")
+    one.summary["builtin_data"] = True
+    loud = markdown_table({"a": ("x",)}, [one]).splitlines()[0]
+    assert loud == "rte, dev split of folder data: generated data, NOT scores of rte"

@@ -36,7 +36,9 @@ def build_sample_contrastive(request: Request) -> Part:
     """
     if request.task.is_span or request.task.is_regression:
         kind = "spans of text" if request.task.is_span else "scores"
-        leave_out = "Leave it out of --knowledge.pool and of --stages"
+        leave_out = (
+            "Leave it out of --knowledge.pool and of --stages (MLKD-BERT: --method mlkd_bert_span)"
+        )
         instead = (
             f"put {request.other('sample_similarity', '')}, which needs no labels, in its place"
         )
