@@ -264,7 +264,9 @@ def test_mlkd_bert_without_classes_is_mlkd_bert_span(task: str) -> None:
         "teachers": [TeacherView(BASE)],
         "seed": 0,
     }
-    with pytest.raises(UsageError, match=r"out of --knowledge\.pool and of --stages\.") as e:
+    with pytest.raises(
+        UsageError, match=r"out of --knowledge\.pool and of --stages \(MLKD-BERT"
+    ) as e:
         build_pool(plain.knowledge, **about)
     assert "sample_similarity" not in str(e.value)  # it is there already
     assert len(build_pool(span.knowledge, **about)) == 5

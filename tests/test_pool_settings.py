@@ -246,7 +246,7 @@ def test_contrast_needs_classes(task, labels):
     assert message.startswith("--knowledge.pool: 'sample_contrastive@2'")
     assert f"the labels of {task} are {labels}" in message
     assert message.endswith(
-        "Leave it out of --knowledge.pool and of --stages, or put 'sample_similarity@2', which needs "
+        "Leave it out of --knowledge.pool and of --stages (MLKD-BERT: --method mlkd_bert_span), or put 'sample_similarity@2', which needs "
         "no labels, in its place."
     )
     assert len(build("sample_similarity@2", task=task, teachers=2)) == 1
@@ -255,7 +255,9 @@ def test_contrast_needs_classes(task, labels):
 def test_the_alternative_to_contrast_is_not_named_where_it_is_in_the_pool():
     with pytest.raises(UsageError) as error:
         build("sample_similarity", "sample_contrastive", task="squad")
-    assert str(error.value).endswith("Leave it out of --knowledge.pool and of --stages.")
+    assert str(error.value).endswith(
+        "Leave it out of --knowledge.pool and of --stages (MLKD-BERT: --method mlkd_bert_span)."
+    )
     with pytest.raises(UsageError, match=r"put 'sample_similarity@2'"):
         build("sample_similarity", "sample_contrastive@2", task="squad", teachers=2)
 
