@@ -20,7 +20,7 @@ def test_commands_are_listed(words: list[str], capsys: pytest.CaptureFixture[str
 
 
 def test_every_command_has_a_main() -> None:
-    assert list(entry.COMMANDS) == ["run", "replay", "predict", "report"]
+    assert list(entry.COMMANDS) == ["run", "replay", "predict", "sweep", "report"]
     for name in entry.COMMANDS:
         assert callable(import_module(f"ksel.{name}").main)
 
