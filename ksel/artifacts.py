@@ -21,7 +21,8 @@ from ksel.config import RunConfig
 from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.files import atomic_folder, write_json, write_text
-from ksel.settings import config_to_yaml, read_method
+from ksel.methods import read_method
+from ksel.settings import config_to_yaml
 from ksel.setup import Setup
 from ksel.tasks import Task
 

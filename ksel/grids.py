@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ksel.errors import UsageError, unknown_name
-from ksel.settings import merged, read_yaml
+from ksel.methods import merged, read_yaml
 
 KEYS = ("base", "grid", "seeds")
 PLACEHOLDER = re.compile(r"\{(\w+)\}")

@@ -8,7 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -23,14 +23,21 @@ from jsonargparse import (
 
 from ksel.checks import check_config
 from ksel.config import RunConfig, StageConfig
-from ksel.errors import UsageError, unknown_name
-from ksel.knowledge import find_name
+from ksel.errors import UsageError
+from ksel.methods import (
+    for_each_teacher,
+    keep_weights,
+    merged,
+    method_file,
+    method_names,
+    packaged,
+    read_method,
+    read_yaml,
+)
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 QUICK = "quick.yaml"
-METHODS = "methods"
-"""Folder of configs/ with one file per published method."""
 
 
 class _Help(DefaultHelpFormatter):
@@ -117,14 +124,6 @@ def spread_lists(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def method_names() -> list[str]:
-    """The published methods, by the names that ``--method`` takes."""
-    folder = Path(_packaged(METHODS))
-    return sorted(
-        path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")
-    )
-
-
 def parse_over(saved: Path, argv: Sequence[str], prog: str) -> RunConfig:
     """Settings of a saved run with a command line over them, checked; no other layer lies below.
 
@@ -172,27 +171,6 @@ def config_from_file(path: Path) -> RunConfig:
     return config_from_dict(read_yaml(path), layered=False)
 
 
-def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
-    """A YAML file that holds a mapping.
-
-    Args:
-        path: the file.
-        option: what it was named by, for the message.
-
-    Raises:
-        UsageError: missing, unreadable, or something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"{option}: cannot read {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option}: {path} is not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{option}: {path} holds no settings; it must map names to values.")
-    return values
-
-
 def config_to_yaml(config: RunConfig) -> str:
     """All settings as YAML that ``--config`` takes back; folders are written as absolute paths."""
     values = asdict(config)
@@ -210,7 +188,7 @@ def _absolute(name: str | None) -> str | None:
 
 def _layers(argv: Sequence[str]) -> list[str]:
     """The YAML layers below the user's own, as command-line arguments."""
-    return [part for layer in layer_names(argv) for part in ("--config", _packaged(layer))]
+    return [part for layer in layer_names(argv) for part in ("--config", packaged(layer))]
 
 
 def layer_names(argv: Sequence[str]) -> list[str]:
@@ -230,8 +208,8 @@ def layer_names(argv: Sequence[str]) -> list[str]:
     method = words[-1] if words else method
     below = []
     if method not in (None, "null"):
-        below = [_method_file(str(method))]
-        given.insert(0, read_yaml(Path(_packaged(below[0]))))
+        below = [method_file(str(method))]
+        given.insert(0, read_yaml(Path(packaged(below[0]))))
     for values in given:
         agent = str(values.get("agent", agent))
     agent = (_values(argv, "--agent") or [agent])[-1]
@@ -241,69 +219,9 @@ def layer_names(argv: Sequence[str]) -> list[str]:
     return [*layers, *below]
 
 
-def read_method(name: str) -> dict[str, Any]:
-    """The settings of a published method.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    return read_yaml(Path(_packaged(_method_file(name))))
-
-
-def _method_file(name: str) -> str:
-    if name not in method_names():
-        raise unknown_name("method", name, method_names(), "--method")
-    return f"{METHODS}/{name}.yaml"
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings with others over them; lists and plain values are replaced."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
-
-
-def _keep_weights(config: RunConfig) -> RunConfig:
-    """Give the types of a method's pool that got no weight of their own the method's.
-
-    YAML layers replace a mapping whole: one weight on the command line would otherwise put the
-    others back to 1. An empty mapping clears them all.
-    """
-    if config.method is None:
-        return config
-    own = read_method(config.method).get("knowledge", {})
-    changes: dict[str, Any] = {}
-    for field in ("weights", "weight_schedules"):
-        given = getattr(config.knowledge, field)
-        if given and own.get(field):
-            named = {_long_name(name, config.knowledge.pool) for name in given}
-            rest = {
-                name: value
-                for name, value in own[field].items()
-                if name in config.knowledge.pool and name not in named
-            }
-            changes[field] = {**rest, **given}
-    return replace(config, knowledge=replace(config.knowledge, **changes))
-
-
-def _long_name(name: str, pool: Sequence[str]) -> str:
-    """The name as the pool has it; unknown ones are told later."""
-    try:
-        return find_name(name, pool, "")
-    except UsageError:
-        return name
-
-
 def config_files(argv: Sequence[str]) -> list[str]:
     """The user's own YAML files on a command line."""
     return _values(argv, "--config")
-
-
-def _packaged(name: str) -> str:
-    return str(resources.files("configs") / name)
 
 
 def _values(argv: Sequence[str], option: str) -> list[str]:
@@ -331,51 +249,9 @@ def _finish(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
     values = vars(instantiate(parsed))
     config = RunConfig(**{f.name: values[f.name] for f in fields(RunConfig)})
     _refuse_null("", config)
-    config = _keep_weights(_for_each_teacher(config))
+    config = keep_weights(for_each_teacher(config))
     check_config(config)
     return config
-
-
-def _for_each_teacher(config: RunConfig) -> RunConfig:
-    """Write ``kind@*``, a signal of each teacher, out: ``kind``, ``kind@2``, ..."""
-    count = len(config.teachers) or 1
-
-    def out(spec: str) -> list[str]:
-        if not spec.endswith("@*"):
-            return [spec]
-        bare = spec.removesuffix("@*")
-        if count < 2:
-            raise UsageError(
-                f"--teachers: '{spec}' stands for several teachers. Name them, --teachers A B C, or "
-                f"write '{bare}' for one."
-            )
-        if bare == "label":
-            raise UsageError(
-                "--knowledge.pool: 'label@*': the gold label needs no teacher. Write 'label'."
-            )
-        return [bare, *(f"{bare}@{i}" for i in range(2, count + 1))]
-
-    def lists(specs: list[str]) -> list[str]:
-        return [name for spec in specs for name in out(spec)]
-
-    def tables(values: dict[str, Any]) -> dict[str, Any]:
-        named = [name for spec in values for name in out(spec)]
-        for name in named:
-            if named.count(name) > 1:
-                raise UsageError(
-                    f"--knowledge.weights, --knowledge.weight_schedules: '{name}' is named twice, "
-                    f"once by its own name and once by @*. Name it once."
-                )
-        return {name: value for spec, value in values.items() for name in out(spec)}
-
-    knowledge = replace(
-        config.knowledge,
-        pool=lists(config.knowledge.pool),
-        weights=tables(config.knowledge.weights),
-        weight_schedules=tables(config.knowledge.weight_schedules),
-    )
-    stages = [replace(stage, pool=lists(stage.pool)) for stage in config.stages]
-    return replace(config, knowledge=knowledge, stages=stages)
 
 
 def _groups() -> list[str]:

@@ -16,7 +16,7 @@ from ksel.cli import guard
 from ksel.errors import UsageError
 from ksel.files import atomic_path, write_text
 from ksel.grids import Cell, Grid, Key, flattened, read_grid
-from ksel.settings import read_yaml
+from ksel.methods import read_yaml
 from ksel.sweep_results import Result, markdown_table, sweep_image, table_csv
 
 PROG = "python -m ksel.sweep"

@@ -13,7 +13,8 @@ from agents.make import AGENTS, check_settings
 from ksel.config import RunConfig
 from ksel.grids import read_grid
 from ksel.knowledge import build_pool
-from ksel.settings import config_from_file, parse_run, read_yaml
+from ksel.methods import read_yaml
+from ksel.settings import config_from_file, parse_run
 from ksel.tasks import TASKS
 from ksel.types import Shape, TeacherView
 

@@ -8,7 +8,7 @@ import pytest
 
 from ksel.errors import UsageError
 from ksel.grids import read_grid
-from ksel.settings import merged
+from ksel.methods import merged
 
 GOOD = """
 base:

@@ -17,6 +17,7 @@ from ksel.data import tokenize
 from ksel.errors import UsageError
 from ksel.fine_tuning import fine_tune
 from ksel.knowledge import build_pool
+from ksel.methods import merged, method_names, read_yaml
 from ksel.models import load_classifier, load_tokenizer, weights_fingerprint
 from ksel.settings import (
     build_parser,
@@ -24,10 +25,7 @@ from ksel.settings import (
     config_from_file,
     config_to_yaml,
     layer_names,
-    merged,
-    method_names,
     parse_run,
-    read_yaml,
 )
 from ksel.setup import Setup, prepare
 from ksel.sources import read_rows
