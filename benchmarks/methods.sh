@@ -39,3 +39,8 @@ python -m ksel.run --task squad --agent static --knowledge.pool '[label, respons
     --rows.dev 800 --batching.max_length 192 --batching.size 16 --span.stride 64 --fine_tune.epochs 1.5 \
     --fine_tune.batch_size 16 --fine_tune.learning_rate 3e-4 --optim.epochs 1 --optim.learning_rate 3e-4 \
     --signals.source live --evaluations 0 --references '[finetune]' --threads 1 --out "$out" --name squad
+
+python -m ksel.run --task squad --method mlkd_bert_span --data "$data" --teacher "$teacher" --student.layers 3 --rows.train 2500 \
+    --rows.reward 64 --rows.dev 800 --batching.max_length 192 --batching.size 16 --span.stride 64 --fine_tune.epochs 1.5 \
+    --fine_tune.batch_size 16 --fine_tune.learning_rate 3e-4 --optim.max_updates 202 --optim.learning_rate 3e-4 \
+    --signals.source live --evaluations 0 --out "$out" --name squad_mlkd
