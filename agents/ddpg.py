@@ -203,8 +203,6 @@ class DDPGAgent:
         Raises:
             RuntimeError: ``learn`` was not called.
         """
-        if self.model is None:
-            raise RuntimeError("call learn() before save_sb3_zip()")
         write_zip(self.model, path)
 
     def save_extra(self, folder: Path) -> None:

@@ -188,8 +188,6 @@ class SB3Agent:
         Raises:
             RuntimeError: ``learn`` was not called.
         """
-        if self.model is None:
-            raise RuntimeError("call learn() before save_sb3_zip()")
         write_zip(self.model, path)
 
     def save_extra(self, folder: Path) -> None:
@@ -243,8 +241,14 @@ def start_logger(folder: Path | None) -> Logger:
     return configure(str(folder), ["tensorboard"]) if folder else Logger(None, [])
 
 
-def write_zip(model: BaseAlgorithm, path: Path) -> None:
-    """Write Stable-Baselines3's own file, whole or not at all."""
+def write_zip(model: BaseAlgorithm | None, path: Path) -> None:
+    """Write Stable-Baselines3's own file, whole or not at all.
+
+    Raises:
+        RuntimeError: there is no model: ``learn`` was not called.
+    """
+    if model is None:
+        raise RuntimeError("call learn() before save_sb3_zip()")
     with atomic_path(path) as temporary:
         model.save(temporary)
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.setup import Setup
-from ksel.stages import decision_count, stage_ends, stage_shares
+from ksel.stages import stage_decisions, stage_ends, stage_shares
 from ksel.trajectory import DecisionRow, Schedule
 
 STAGE = "final"
@@ -205,11 +205,7 @@ def carried_actions(
 def _decisions(config: RunConfig, updates: int) -> list[int]:
     """Decisions of each stage."""
     ends = stage_ends(stage_shares(config.stages), updates)
-    starts = (0, *ends)
-    return [
-        decision_count([end - start], config.env.phase_steps)
-        for start, end in zip(starts, ends, strict=False)
-    ]
+    return stage_decisions(ends, config.env.phase_steps)
 
 
 def stretched(logged: int, wanted: int) -> np.ndarray:

@@ -209,7 +209,7 @@ def layer_names(argv: Sequence[str]) -> list[str]:
     below = []
     if method not in (None, "null"):
         below = [method_file(str(method))]
-        given.insert(0, read_yaml(Path(packaged(below[0]))))
+        given.insert(0, read_method(str(method)))
     for values in given:
         agent = str(values.get("agent", agent))
     agent = (_values(argv, "--agent") or [agent])[-1]

@@ -157,9 +157,14 @@ def place(ends: Sequence[int], update: int) -> Place:
     return Place(number, ends[number - 1] if number else 0, ends[number], update)
 
 
-def decision_count(ends: Sequence[int], phase_steps: int) -> int:
-    """Decisions of one episode: each is held for ``phase_steps`` updates, but ends with its stage."""
+def stage_decisions(ends: Sequence[int], phase_steps: int) -> list[int]:
+    """Decisions of each stage: one is held for ``phase_steps`` updates, but ends with its stage."""
     starts = (0, *ends)
-    return sum(
+    return [
         math.ceil((end - start) / phase_steps) for start, end in zip(starts, ends, strict=False)
-    )
+    ]
+
+
+def decision_count(ends: Sequence[int], phase_steps: int) -> int:
+    """Decisions of one episode."""
+    return sum(stage_decisions(ends, phase_steps))
