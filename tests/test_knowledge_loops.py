@@ -380,7 +380,7 @@ def compare(case, setting, pool, lengths, tolerance):
 def test_the_random_cases_meet_projections_other_heads_and_all_tasks():
     met = set()
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=300, deadline=None)
     @given(case=st.sampled_from(sorted(KINDS)).flatmap(random_cases))
     def collect(case):
         met.add(case.task)
