@@ -172,7 +172,7 @@ class DDPGAgent:
             device="cpu",
         )
 
-    def _explain(self, watch: BaseCallback) -> tuple[np.ndarray, float]:
+    def _explain(self, watch: BaseCallback) -> list[tuple[np.ndarray, float]]:
         model = cast(DDPG, watch.model)
         executed = np.asarray(watch.locals["actions"][0], np.float32)
         center = None
@@ -180,7 +180,7 @@ class DDPGAgent:
             # Still the observation that the action was chosen for.
             parts = {name: part[0] for name, part in cast(dict, model._last_obs).items()}
             center = weights_of(model.actor, part_tensors(parts, self.observation_space))
-        return behaviour(executed, center, self.settings.noise, self.cut)
+        return [behaviour(executed, center, self.settings.noise, self.cut)]
 
     def frozen(self) -> DDPGPolicy:
         """A copy of the actor as it is now; learning further does not change it.

@@ -1,4 +1,7 @@
-"""Agents that do not learn: static, random_hard, random_soft, annealed, round_robin, dynamic."""
+"""Agents that do not learn: static, random_hard, random_soft, annealed, round_robin, dynamic.
+
+The table of all rules is here too; that of greedy is in :mod:`agents.greedy`.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ class FixedPolicy:
 
     def save(self, folder: Path) -> None:
         """Write ``policy.json``."""
-        # No shapes are recorded: a rule reads at most the global numbers of `training`.
+        # No shapes are recorded: a rule reads only numbers of `training`, whose layout the pool gives.
         write_header(folder, self, "fixed", (), settings=self.settings)
 
 
@@ -239,15 +242,18 @@ def fixed_policy(
     """Build a rule by the agent's name.
 
     Args:
-        agent: static, random_hard, random_soft, annealed, round_robin, or dynamic.
+        agent: static, random_hard, random_soft, annealed, round_robin, dynamic, or greedy.
         settings: that agent's settings by name.
         pool: the knowledge pool.
-        soft: whether actions are weights (a choice only for static).
+        soft: whether actions are weights (a choice only for static and greedy).
 
     Raises:
         UsageError: a setting is outside its range.
         KeyError: the agent or one of its settings is not there.
     """
+    # Here, because its module builds on this one.
+    from agents.greedy import greedy_policy
+
     builders: dict[str, Callable[[], FixedPolicy]] = {
         "static": lambda: static_policy(settings["mask"], pool, soft),
         "random_hard": lambda: random_hard_policy(settings["probability"], pool),
@@ -255,6 +261,7 @@ def fixed_policy(
         "annealed": lambda: annealed_policy(settings["start"], pool),
         "round_robin": lambda: round_robin_policy(pool),
         "dynamic": lambda: dynamic_policy(settings["label"], pool),
+        "greedy": lambda: greedy_policy(settings["threshold"], pool, soft),
     }
     return builders[agent]()
 

@@ -1,14 +1,14 @@
-"""The table of agents: what each works with, which settings it reads, and how it is made."""
+"""How an agent is made, and which settings it cannot work with; the table is in :mod:`agents.table`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import fields
 
 import numpy as np
 from gymnasium import spaces
 
+from agents.all_action_agent import AllActionAgent, check_all_action
 from agents.bandit import BanditAgent, check_bandit
 from agents.ddpg import DDPGAgent, check_ddpg
 from agents.fixed import (
@@ -22,99 +22,45 @@ from agents.fixed import (
 from agents.policy import Learner
 from agents.ranges import refuse_late_start, refuse_short_search
 from agents.stable_baselines import SB3Agent, check_hyper_parameters
-from ksel.config import DDPGConfig, DynamicConfig, EnvConfig, RunConfig
-from ksel.errors import UsageError, unknown_name
+from agents.table import (
+    AGENTS,
+    AgentInfo,
+    get_agent,
+    resolve_actions,
+    resolve_reward,
+    resolve_search,
+)
+from ksel.config import AllActionConfig, DDPGConfig, DynamicConfig, EnvConfig, RunConfig
+from ksel.errors import UsageError
 from ksel.tasks import get_task
 
-Actions = Literal["hard", "soft"]
+__all__ = [
+    "AGENTS",
+    "AgentInfo",
+    "check_agent",
+    "check_settings",
+    "get_agent",
+    "make_agent",
+    "resolve_actions",
+    "resolve_reward",
+    "resolve_search",
+    "unused_settings",
+]
 
 
-@dataclass(frozen=True)
-class AgentInfo:
-    """What an agent works with.
-
-    Attributes:
-        actions: the kinds of action it can take, its natural one first.
-        learns: True if it learns in episodes.
-        settings: fields of :class:`ksel.config.RunConfig` that it reads.
-        about: one line for people.
-        observes: True if its policy needs a fresh observation at each decision.
-    """
-
-    actions: tuple[Actions, ...]
-    learns: bool
-    settings: tuple[str, ...]
-    about: str
-    observes: bool
-
-    @property
-    def natural(self) -> Actions:
-        """The kind of action under ``--env.actions auto``."""
-        return self.actions[0]
-
-
-BOTH: tuple[Actions, ...] = ("hard", "soft")
-
-AGENTS: dict[str, AgentInfo] = {
-    "a2c": AgentInfo(
-        BOTH, True, ("a2c", "episodes"), "advantage actor-critic (Stable-Baselines3)", True
-    ),
-    "ppo": AgentInfo(
-        BOTH, True, ("ppo", "episodes"), "proximal policies (Stable-Baselines3)", True
-    ),
-    "ddpg": AgentInfo(
-        BOTH, True, ("ddpg", "episodes"), "deterministic actor-critic (Stable-Baselines3)", True
-    ),
-    "bandit": AgentInfo(
-        ("hard",), True, ("bandit", "episodes"), "one type at a time: Exp3.S, LinUCB", True
-    ),
-    "static": AgentInfo(BOTH, False, ("static",), "one mask for the whole run", False),
-    "random_hard": AgentInfo(("hard",), False, ("random",), "each bit drawn anew", False),
-    "random_soft": AgentInfo(
-        ("soft",), False, (), "each weight drawn anew, uniform in [0, 1]", False
-    ),
-    "annealed": AgentInfo(("soft",), False, ("annealed",), "from the teacher to the label", False),
-    "round_robin": AgentInfo(("hard",), False, (), "one type after the other", False),
-    "dynamic": AgentInfo(
-        ("soft",), False, ("dynamic",), "states while the student is unsure, then answers", True
-    ),
-}
-
-
-def get_agent(name: str) -> AgentInfo:
-    """Look an agent up by name.
-
-    Raises:
-        UsageError: the name is not in the table.
-    """
-    if name not in AGENTS:
-        raise unknown_name("agent", name, AGENTS, "--agent")
-    return AGENTS[name]
-
-
-def resolve_actions(agent: str, actions: str) -> bool:
-    """Decide between bits and weights.
-
-    Args:
-        agent: name of the agent.
-        actions: ``hard``, ``soft``, or ``auto`` for what the agent works with.
-
-    Returns:
-        True for soft actions.
-
-    Raises:
-        UsageError: the agent is unknown or cannot take that kind of action.
-    """
-    info = get_agent(agent)
-    if actions == "auto":
-        return info.natural == "soft"
-    if actions not in info.actions:
-        able = [name for name, other in AGENTS.items() if actions in other.actions]
-        raise UsageError(
-            f"--env.actions {actions} does not work with --agent {agent}, whose actions are "
-            f"{info.natural}. Leave it at auto, or choose one of these agents: {', '.join(able)}."
-        )
-    return actions == "soft"
+def groups_read(config: RunConfig) -> set[str]:
+    """The groups of settings that the run reads among those that not every run does."""
+    info = get_agent(config.agent)
+    reward = resolve_reward(config.agent, config.env.reward)
+    search = resolve_search(config.agent, config.search)
+    read = set(info.settings)
+    if search != "episodes":
+        read.discard("episodes")
+    if reward == "amortized":
+        read.add("credit")
+    if search == "branch" or ("branch" in info.searches and reward == "amortized"):
+        read.add("branches")
+    return read
 
 
 def unused_settings(config: RunConfig) -> list[str]:
@@ -123,10 +69,10 @@ def unused_settings(config: RunConfig) -> list[str]:
     Returns:
         Their names, e.g. ``["--ppo.gamma"]``.
     """
-    used = get_agent(config.agent).settings
+    used = groups_read(config)
     groups = dict.fromkeys(group for info in AGENTS.values() for group in info.settings)
     unused = []
-    for group in groups:
+    for group in (*groups, "credit", "branches"):
         if group in used:
             continue
         given = getattr(config, group)
@@ -139,6 +85,29 @@ def unused_settings(config: RunConfig) -> list[str]:
     return unused
 
 
+def _why_unused(config: RunConfig, option: str) -> str:
+    group = option[2:].split(".")[0]
+    info = get_agent(config.agent)
+    if group == "credit" and "amortized" in info.rewards:
+        return f"{option} is not used with --env.reward measured (it is read with amortized)"
+    if group == "branches" and "branch" in info.searches:
+        return (
+            f"{option} is not used with --search {config.search} and --env.reward measured (it is "
+            f"read with --search branch, or --env.reward amortized)"
+        )
+    if group == "episodes" and info.learns:
+        search = resolve_search(config.agent, config.search)
+        return f"{option} is not used with --search {search} (it is read with --search episodes)"
+    readers = [
+        name
+        for name, other in AGENTS.items()
+        if group in other.settings
+        or (group == "credit" and "amortized" in other.rewards)
+        or (group == "branches" and "branch" in other.searches)
+    ]
+    return f"{option} is not used by --agent {config.agent} (it is read by {', '.join(readers)})"
+
+
 def check_settings(config: RunConfig) -> None:
     """Refuse agent settings that would have no effect or cannot work.
 
@@ -147,16 +116,10 @@ def check_settings(config: RunConfig) -> None:
     """
     unused = unused_settings(config)
     if unused:
-        readers = {
-            option: [n for n, i in AGENTS.items() if option[2:].split(".")[0] in i.settings]
-            for option in unused
-        }
-        listed = "; ".join(
-            f"{option} is not used by --agent {config.agent} (it is read by {', '.join(names)})"
-            for option, names in readers.items()
-        )
+        listed = "; ".join(_why_unused(config, option) for option in unused)
         origin = f" It may come from --method {config.method}." if config.method else ""
         raise UsageError(f"{listed}.{origin} Leave it out, or choose an agent that reads it.")
+    _check_search(config)
     soft = resolve_actions(config.agent, config.env.actions)
     if config.agent == "annealed" and "training" not in config.env.observe:
         raise UsageError("--env.observe: annealed reads its progress from 'training'; add it.")
@@ -168,6 +131,40 @@ def check_settings(config: RunConfig) -> None:
         _check_bandit(config)
     if config.agent == "dynamic":
         _check_dynamic(config)
+    if config.agent == "all_action":
+        _check_all_action(config, soft)
+    if config.agent == "greedy" and "training" not in config.env.observe:
+        raise UsageError("--env.observe: greedy reads the credit in 'training'; add it.")
+
+
+def _check_search(config: RunConfig) -> None:
+    reward = resolve_reward(config.agent, config.env.reward)
+    if reward == "measured" and config.env.window != EnvConfig().window:
+        raise UsageError(
+            "--env.window is not used with measured rewards, which are the true drop of each "
+            "decision. Leave it out, or set --env.reward amortized with an agent that can use it."
+        )
+
+
+def _check_all_action(config: RunConfig, soft: bool) -> None:
+    settings, usual = config.all_action, AllActionConfig()
+    check_all_action(settings, soft)
+    branch = resolve_search(config.agent, config.search) == "branch"
+    for name in ("n_steps", "gamma", "gae_lambda") if branch else ():
+        if getattr(settings, name) != getattr(usual, name):
+            raise UsageError(
+                f"--all_action.{name} is not used with --search branch, where each decision is a "
+                f"fork. Leave it out, or set --search online."
+            )
+    if not soft or settings.soft != "sigmoid":
+        return
+    if branch or resolve_reward(config.agent, config.env.reward) == "measured":
+        option = "--search branch" if branch else "--env.reward measured"
+        raise UsageError(
+            f"--all_action.soft sigmoid learns from credit alone, which {option} does not give. "
+            f"Set --all_action.soft beta, or leave {option.split()[0]} at auto."
+        )
+    _refuse_mode(config, "all_action with the sigmoid")
 
 
 def _check_ddpg(config: RunConfig, soft: bool) -> None:
@@ -234,7 +231,8 @@ def check_agent(
             nothing can be selected in a stage.
     """
     if get_agent(config.agent).learns:
-        refuse_short_search(config.agent, decisions)
+        online = resolve_search(config.agent, config.search) != "episodes"
+        refuse_short_search(config.agent, decisions, online)
         if config.agent == "bandit":
             _refuse_stages(config.agent, allowed)
         if config.agent == "ddpg":
@@ -299,6 +297,9 @@ def make_agent(
         return DDPGAgent(config, pool, observation_space, action_space)
     if config.agent == "bandit":
         return BanditAgent(config, pool, observation_space)
+    if config.agent == "all_action":
+        _check_all_action(config, soft)
+        return AllActionAgent(config, pool, observation_space, action_space)
     settings = {
         field.name: getattr(getattr(config, group), field.name)
         for group in info.settings

@@ -132,7 +132,7 @@ def load_policy(
             fit the pool or the observation (the message names the differences).
     """
     # Here, because all these modules build on this one.
-    from agents import bandit, deterministic, fixed, frozen
+    from agents import bandit, deterministic, factorised, fixed, frozen
 
     header = read_header(folder)
     loaders: dict[str, Callable[[dict[str, Any], Path], Policy]] = {
@@ -140,6 +140,7 @@ def load_policy(
         "stable_baselines": frozen.from_header,
         "ddpg": deterministic.from_header,
         "bandit": bandit.from_header,
+        "all_action": factorised.from_header,
     }
     if header["kind"] not in loaders:
         raise damaged(folder / HEADER, f"unknown kind of policy '{header['kind']}'")

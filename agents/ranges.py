@@ -41,17 +41,22 @@ def refuse_bad_widths(option: str, widths: Sequence[int]) -> None:
         raise UsageError(f"{option} has a width below 1; give positive widths.")
 
 
-def refuse_short_search(agent: str, decisions: int) -> None:
+def refuse_short_search(agent: str, decisions: int, online: bool = False) -> None:
     """Refuse a search of fewer than two decisions, from which nothing can be learned.
+
+    Args:
+        agent: its name.
+        decisions: decisions of the search.
+        online: the search is the life of the one and only student.
 
     Raises:
         UsageError: names what makes it longer.
     """
     if decisions < 2:
+        longer = "" if online else "--episodes.count, --episodes.share or "
         raise UsageError(
-            f"--agent {agent} cannot learn from {decisions} decision(s). Raise --episodes.count, "
-            f"--episodes.share or the step budget (--optim.max_updates), or lower "
-            f"--env.phase_steps."
+            f"--agent {agent} cannot learn from {decisions} decision(s). Raise {longer}the step "
+            f"budget (--optim.max_updates), or lower --env.phase_steps."
         )
 
 

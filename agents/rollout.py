@@ -61,7 +61,7 @@ def search(
     begun, done = len(env.rewards), env.updates_done
 
     def annotate(probabilities: np.ndarray, log_prob: float) -> None:
-        env.writer.annotate_last(probabilities, log_prob)
+        env.writer.annotate_next(probabilities, log_prob)
 
     taken = agent.learn(
         env,
@@ -73,6 +73,55 @@ def search(
     )
     seconds = time.perf_counter() - start - (env.recording_seconds - recording)
     return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
+
+
+def live(
+    agent: Learner,
+    env: Recorder,
+    decisions: int,
+    *,
+    seed: int,
+    logger_folder: Path | None,
+    on_update: Callable[[int], None] | None = None,
+) -> Played:
+    """Let an agent learn while the one and only student trains (an online search).
+
+    Args:
+        agent: learns in place; ``agent.frozen()`` is its policy afterwards.
+        env: records the decisions; made with ``one_life``, so that its student is that of this life.
+        decisions: decisions of the life.
+        seed: seed of batches and agent; the same seed gives the same batches to every policy.
+        logger_folder: where the agent logs for TensorBoard; None = nowhere.
+        on_update: called with the updates done after each decision, e.g. to evaluate.
+    """
+    evaluating = 0.0
+
+    def note(taken: int) -> None:
+        nonlocal evaluating
+        begun = time.perf_counter()
+        if on_update is not None and not env.ended_early:
+            on_update(env.update)
+        evaluating += time.perf_counter() - begun
+
+    def annotate(probabilities: np.ndarray, log_prob: float) -> None:
+        env.writer.annotate_next(probabilities, log_prob)
+
+    def over() -> bool:
+        return env.ended_early is not None
+
+    start, recording = time.perf_counter(), env.recording_seconds
+    taken = agent.learn(
+        env,
+        decisions,
+        seed=seed,
+        logger_folder=logger_folder,
+        on_step=annotate,
+        progress=note,
+        stop=over,
+    )
+    spent = evaluating + env.recording_seconds - recording
+    seconds = time.perf_counter() - start - spent
+    return Played(env.updates_done, taken, seconds, tuple(env.rewards), env.ended_early)
 
 
 def measuring(measure: bool, observe: bool | None) -> dict[str, bool]:

@@ -23,6 +23,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.frozen import (
     SB3Policy,
@@ -51,6 +53,10 @@ ALGORITHMS: dict[str, type[A2C] | type[PPO]] = {"a2c": A2C, "ppo": PPO}
 SOFT_LOG_STD = -1.0
 
 SB3_ZIP = "stable_baselines3.zip"
+
+Observations = torch.Tensor | dict[str, torch.Tensor]
+Explain = Callable[[BaseCallback], list[tuple[np.ndarray, float]]]
+"""Of each action just taken: the probabilities, and its log-probability."""
 
 
 class SB3Agent:
@@ -90,7 +96,7 @@ class SB3Agent:
 
     def learn(
         self,
-        env: gym.Env,
+        env: gym.Env | VecEnv,
         decisions: int,
         *,
         seed: int,
@@ -99,7 +105,7 @@ class SB3Agent:
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> int:
-        """Learn from exactly ``decisions`` steps of the environment.
+        """Learn from exactly ``decisions`` steps of the environment, or of each in a vector of them.
 
         The policy is updated every ``n_steps`` decisions; where that does not divide the whole,
         the last update takes the rest as well (up to twice as many), so no decision is lost. The
@@ -107,18 +113,20 @@ class SB3Agent:
         more where an episode ends with the last decision.
 
         Args:
-            env: a single environment, not a vector of them. It is not closed.
-            decisions: number of steps.
+            env: one environment, or a vector of them; the policy is then updated every ``n_steps``
+                decisions of each. It is not closed.
+            decisions: number of steps of each environment.
             seed: of the environment's first reset, the network's weights and the actions; sets
                 the global generators of Python, numpy and torch.
             logger_folder: where TensorBoard events (rollout/, train/, time/) go; None = nowhere.
-            on_step: called after each step with the probabilities (see :class:`Choice`) and the
-                log-probability of the action under the behaviour that chose it.
-            progress: called after each step with the number of decisions taken.
+            on_step: called after each step, for each environment in turn, with the probabilities
+                (see :class:`Choice`) and the log-probability of the action under the behaviour
+                that chose it.
+            progress: called after each step with the number of decisions taken in all.
             stop: asked after each step; True ends learning before the next update.
 
         Returns:
-            The number of decisions taken. If an exception comes through (Ctrl-C), the policy as
+            The number of decisions taken in all. If an exception comes through (Ctrl-C), the policy as
             it was after the last update is still there for :meth:`frozen`.
 
         Raises:
@@ -131,24 +139,27 @@ class SB3Agent:
         model.set_logger(logger)
         watch = Watch(_explain, on_step, progress, stop)
         last = length + decisions % length
+        side_by_side = model.n_envs
         try:
             if decisions > last:
-                model.learn(decisions - last, watch, log_interval=1)
+                model.learn((decisions - last) * side_by_side, watch, log_interval=1)
             if not watch.stopped:
                 model.n_steps = model.rollout_buffer.buffer_size = last
-                model.learn(last, watch, log_interval=1, reset_num_timesteps=decisions == last)
+                fresh = decisions == last
+                model.learn(last * side_by_side, watch, log_interval=1, reset_num_timesteps=fresh)
             # The figures of the last update would otherwise wait for a rollout that never comes.
             logger.dump(model.num_timesteps)
         finally:
             logger.close()
         return model.num_timesteps
 
-    def _build_model(self, env: gym.Env, length: int, seed: int) -> OnPolicyAlgorithm:
+    def _build_model(self, env: gym.Env | VecEnv, length: int, seed: int) -> OnPolicyAlgorithm:
         settings = asdict(self.settings)
         flat, start = settings.pop("observation") == "flat", settings.pop("start")
         settings["n_steps"] = length
         if "batch_size" in settings:
-            settings["batch_size"] = min(settings["batch_size"], length)
+            collected = length * (env.num_envs if isinstance(env, VecEnv) else 1)
+            settings["batch_size"] = min(settings["batch_size"], collected)
         policy_kwargs = policy_arguments(flat, settings.pop("net_arch"))
         if self.soft:
             policy_kwargs["log_std_init"] = SOFT_LOG_STD
@@ -157,7 +168,7 @@ class SB3Agent:
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
             model = ALGORITHMS[self.name](
                 policy_class(flat),
-                gym.wrappers.FlattenObservation(env) if flat else env,
+                _flattened(env) if flat else env,
                 policy_kwargs=policy_kwargs,
                 seed=seed,
                 device="cpu",
@@ -199,7 +210,7 @@ class Watch(BaseCallback):
     """Hands each decision's probabilities on, counts, and stops on demand.
 
     Args:
-        explain: given this callback, (probabilities, log-probability) of the action just taken.
+        explain: given this callback, (probabilities, log-probability) of each action just taken.
         on_step, progress, stop: as in :meth:`SB3Agent.learn`.
 
     Attributes:
@@ -208,7 +219,7 @@ class Watch(BaseCallback):
 
     def __init__(
         self,
-        explain: Callable[[BaseCallback], tuple[np.ndarray, float]],
+        explain: Explain,
         on_step: OnStep | None,
         progress: Callable[[int], None] | None,
         stop: Callable[[], bool] | None,
@@ -220,20 +231,69 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.on_step_done is not None:
-            self.on_step_done(*self.explain(self))
+            for probability, log_prob in self.explain(self):
+                self.on_step_done(probability, log_prob)
         if self.progress is not None:
             self.progress(self.num_timesteps)
         self.stopped = self.stop is not None and self.stop()
         return not self.stopped
 
 
-def _explain(watch: BaseCallback) -> tuple[np.ndarray, float]:
+def _explain(watch: BaseCallback) -> list[tuple[np.ndarray, float]]:
     network = actor_critic(watch.model)
-    # `obs_tensor` is what the action was drawn for; `clipped_actions` what was executed.
-    center, spread = action_distribution(network, watch.locals["obs_tensor"])
-    action = np.asarray(watch.locals["clipped_actions"][0], np.float32)
     soft = isinstance(network.action_space, spaces.Box)
-    return probabilities(center, soft), log_probability(action, center, spread)
+    # `obs_tensor` is what the actions were drawn for; `clipped_actions` what was executed.
+    actions = np.asarray(watch.locals["clipped_actions"], np.float32)
+    explained = []
+    for n, action in enumerate(actions):
+        center, spread = action_distribution(network, _one(watch.locals["obs_tensor"], n))
+        explained.append((probabilities(center, soft), log_probability(action, center, spread)))
+    return explained
+
+
+def _one(observations: Observations, n: int) -> Observations:
+    """One of a batch of observations, as a batch of 1."""
+    if isinstance(observations, dict):
+        return {name: part[n : n + 1] for name, part in observations.items()}
+    return observations[n : n + 1]
+
+
+class FlatObservations(VecEnvWrapper):
+    """Observations of a vector of environments with their parts side by side, [N, F] float32.
+
+    Args:
+        venv: its observations are parts by name.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        self.parts = venv.observation_space
+        super().__init__(venv, observation_space=spaces.utils.flatten_space(self.parts))
+
+    def reset(self) -> np.ndarray:
+        """Begin the episodes."""
+        return self._flat(cast(dict[str, np.ndarray], self.venv.reset()))
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """One step of each."""
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                last = spaces.utils.flatten(self.parts, info["terminal_observation"])
+                info["terminal_observation"] = last
+        return self._flat(cast(dict[str, np.ndarray], observations)), rewards, dones, infos
+
+    def _flat(self, observations: dict[str, np.ndarray]) -> np.ndarray:
+        rows = [
+            spaces.utils.flatten(self.parts, {name: part[n] for name, part in observations.items()})
+            for n in range(self.num_envs)
+        ]
+        return np.stack([np.asarray(row, np.float32) for row in rows])
+
+
+def _flattened(env: gym.Env | VecEnv) -> gym.Env | VecEnv:
+    if isinstance(env, VecEnv):
+        return FlatObservations(env)
+    return gym.wrappers.FlattenObservation(env)
 
 
 def start_logger(folder: Path | None) -> Logger:

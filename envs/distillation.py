@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -13,11 +13,14 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from envs.amortized import Amortized
+from envs.branches import Branched, Step, fork
 from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
-from ksel.evaluation import objective_value, predict_logits, score_split
+from ksel.evaluation import predict_logits, score_split
 from ksel.machine import pick_device
+from ksel.objectives import fit_objective, objective_value
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
@@ -34,6 +37,7 @@ class EnvSnapshot:
     features: Features
     scale: DropScale
     exploration: Exploration
+    amortized: Amortized | None
     random: dict[str, Any]
     objective: float
     initial: float
@@ -42,6 +46,8 @@ class EnvSnapshot:
     measuring: bool
     observing: bool
     running: bool
+    measured_at: int
+    forked_at: int
     cls: dict[str, np.ndarray]
 
 
@@ -82,7 +88,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     | 5 | objective relative to the episode's start, (now - start) / start, cut | -1 | 1 |
     | 6 .. 6+K-1 | per type: tanh log (loss / its running size) | -1 | 1 |
     | 6+K .. | per type: tanh log (loss / loss one decision ago) | -1 | 1 |
-    | 6+2K .. | per type: credit; 0 while rewards are measured | -1 | 1 |
+    | 6+2K .. | per type: tanh of its scaled credit; 0 while rewards are measured | -1 | 1 |
     | 6+3K .. | per type: last action | 0 | 1 |
     | 6+4K .. | per type: mean action of the episode so far | 0 | 1 |
 
@@ -90,7 +96,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
     ``teacher_cls`` (options) are the mean last-layer [CLS] states [h] of the last batch, unbounded.
 
     ## Rewards
-    The drop of ``env.objective`` over the decision, scaled as ``env.reward_scale`` says, minus
+    The drop of ``env.objective`` over the decision (``env.reward`` measured: the true one;
+    amortized: the one predicted from credit), scaled as ``env.reward_scale`` says, minus
     ``env.cost_per_type`` x sum of the action, plus ``env.exploration`` x the exploration reward,
     plus, at the end, ``env.final_metric`` x the headline metric on the reward split. An episode
     that diverges is paid -1 for its last decision.
@@ -112,7 +119,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     ``reset(options={"updates": n, "measure": False, "observe": True})`` sets the budget for one
     episode, and switches measuring (without it rewards are 0 and the reward split is not touched)
-    and observing (default: as ``measure``; what is measured is observed too). ``"plain": True`` leaves
+    and observing (default: as ``measure``; what is measured is observed too, and credit is observed). ``"plain": True`` leaves
     the run's stages, static weights and weight schedules out.
 
     ## Version History
@@ -150,6 +157,20 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self.observation_space = spaces.Dict(self.spaces)  # type: ignore[assignment]
         self._running = False
         self._life = -1
+
+    @property
+    def _crediting(self) -> Literal["hard", "soft"] | None:
+        """How the distiller is to measure credit in this episode."""
+        if self._amortized is None:
+            return None
+        return "soft" if self.soft else "hard"
+
+    def _new_amortized(self) -> Amortized | None:
+        """Credit belongs to what is observed; without observing nobody would look at it."""
+        if self.distiller.credit is None or not self._observing:
+            return None
+        memory = self.setup.config.credit.window
+        return Amortized(len(self.pool_names), self.settings.window, memory)
 
     def _spaces(self, count: int) -> dict[str, spaces.Space]:
         low, high = bounds(count)
@@ -194,17 +215,22 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._features = Features(len(self.pool_names))
         self._scale = DropScale(self.settings.reward_scale)
         self._exploration = Exploration(self.soft)
+        self._amortized = self._new_amortized()
         self._decision = 0
+        self._measured_at = self._forked_at = -1
+        self._resting = False
         self._cls = {
             name: np.zeros(space.shape or (), np.float32)
             for name, space in self.spaces.items()
             if name != "training"
         }
         self._objective = self._initial = math.nan
+        self._logits: Tensor | None = None
         if self._observing:
             self._see(self.distiller.observe())
         if self._measuring:
             self._objective = self._initial = self._value(self._reward_logits())
+            self._measured_at = 0
         self._running = True
         return self._observation(), {"update": 0, **self._objective_info()}
 
@@ -217,9 +243,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             gymnasium.error.ResetNeeded: the episode is over, or another environment of the same
                 setup has taken the student.
         """
-        if not self._running:
-            raise gym.error.ResetNeeded("the episode is over (or never began); call reset() first")
-        self._check_owner()
+        self._check_running()
         mask = self.as_mask(action)
         info: dict[str, Any] = {}
         try:
@@ -238,7 +262,65 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._features.act(mask, self.distiller.cursor / self._updates, rate)
         terminated = self.distiller.cursor >= self._updates
         info |= {"update": self.distiller.cursor, **self._types_info(updates)}
-        return (self._reward(mask, terminated, info) if self._measuring else 0.0), terminated
+        if self._amortized is not None:
+            scaled = self._predicted(self._amortized, updates, terminated, info)
+        else:
+            scaled = self._measured(info) if self._measuring and not self._resting else 0.0
+        return self._reward(mask, scaled, terminated), terminated
+
+    # ----------------------------------------------------------------- branches
+
+    @property
+    def branching(self) -> bool:
+        """True if the next decision is to be found by :meth:`branch`: with ``search`` branch always;
+        else from time to time, while predicted drops do not go with true ones."""
+        if not self._running or not self._measuring:
+            return False
+        if self.setup.config.search == "branch":
+            return True
+        if self._amortized is None or self._amortized.trusted:
+            return False
+        rest = self.setup.config.branches.every
+        return self._forked_at < 0 or self.distiller.cursor - self._forked_at >= rest
+
+    @property
+    def branch_count(self) -> int:
+        """Masks that :meth:`branch` is to be given."""
+        return self.setup.config.branches.count
+
+    def branch(self, masks: np.ndarray) -> Branched:
+        """Fork the student, hold one of the masks [N, K] in each branch, go on from the best.
+
+        Raises:
+            UsageError: a mask has the wrong shape or is not finite.
+            gymnasium.error.ResetNeeded: as :meth:`step`.
+        """
+        self._check_running()
+        self._forked_at = self.distiller.cursor
+        return fork(self, masks, self.setup.config.branches.updates)
+
+    def objective_now(self) -> float:
+        """The objective on the reward split, measured unless it is known."""
+        if self._measured_at != self.distiller.cursor:
+            self._measure({})
+            if self._amortized is not None:
+                self._amortized.skip()
+        return self._objective
+
+    def hold_branch(self, action: Any, updates: int) -> list[Step]:
+        """Decisions with one action for this many updates, the last one measured."""
+        end = min(self.distiller.cursor + updates, self.distiller.place.end)
+        steps: list[Step] = []
+        while not steps or (self.distiller.cursor < end and not steps[-1].terminated):
+            before, mask = self.training_features(), self.as_mask(action)
+            self._resting = self.distiller.cursor + self.settings.phase_steps < end
+            _, reward, terminated, _, info = self.step(mask)
+            self._resting = False
+            steps.append(Step(mask, before, reward, terminated, info))
+        if "reason" not in info and self._measured_at != self.distiller.cursor:
+            assert self._amortized is not None
+            self._amortized.close(self._measure(info))
+        return steps
 
     # ----------------------------------------------------------------- snapshot
 
@@ -258,6 +340,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             self._features.copy(),
             self._scale.copy(),
             self._exploration.copy(),
+            None if self._amortized is None else self._amortized.copy(),
             dict(self.np_random.bit_generator.state),
             self._objective,
             self._initial,
@@ -266,6 +349,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             self._measuring,
             self._observing,
             self._running,
+            self._measured_at,
+            self._forked_at,
             {name: value.copy() for name, value in self._cls.items()},
         )
 
@@ -279,13 +364,20 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._life = self.distiller.life
         self._features = state.features.copy()
         self._scale, self._exploration = state.scale.copy(), state.exploration.copy()
+        self._amortized = None if state.amortized is None else state.amortized.copy()
         self.np_random.bit_generator.state = state.random
         self._objective, self._initial = state.objective, state.initial
         self._decision, self._updates = state.decision, state.updates
         self._measuring, self._observing = state.measuring, state.observing
         self._cls = {name: value.copy() for name, value in state.cls.items()}
         self._running = state.running
+        self._measured_at, self._forked_at = state.measured_at, state.forked_at
         return self._observation()
+
+    def _check_running(self) -> None:
+        if not self._running:
+            raise gym.error.ResetNeeded("the episode is over (or never began); call reset() first")
+        self._check_owner()
 
     def _check_owner(self) -> None:
         if self._life != self.distiller.life:
@@ -329,7 +421,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         updates = []
         for number in range(count):
             observe = self._observing and number == count - 1
-            updates.append(self.distiller.update(mask, observe=observe))
+            updates.append(self.distiller.update(mask, observe=observe, credit=self._crediting))
         if self._observing:
             self._see(updates[-1])
         return updates
@@ -341,32 +433,65 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             if state is not None:
                 self._cls[name] = state.astype(np.float32)
 
-    def _reward(self, mask: np.ndarray, terminated: bool, info: dict[str, Any]) -> float:
-        logits = self._reward_logits()
-        before, self._objective = self._objective, self._value(logits)
+    def _measured(self, info: dict[str, Any]) -> float:
+        """The scaled true drop of this decision."""
+        drop = self._measure(info)
+        scaled, scale = self._scale(drop)
+        self._features.judge(scaled, self._objective, self._initial)
+        info["reward_scale"] = scale
+        return scaled
+
+    def _predicted(
+        self, amortized: Amortized, updates: list[Update], terminated: bool, info: dict[str, Any]
+    ) -> float:
+        """The scaled predicted drop of this decision; the true one where a window ends."""
+        predicted, credit = amortized.add(updates)
+        scaled, scale = self._scale(predicted) if math.isfinite(predicted) else (0.0, 1.0)
+        self._features.owe(amortized.credit * len(updates) / scale)
+        info |= {"predicted": predicted, "reward_scale": scale} if math.isfinite(predicted) else {}
+        for name, value in zip(self.pool_names, credit, strict=True):
+            if math.isfinite(value):
+                info[f"credit/{name}"] = float(value)
+        if self._measuring and (amortized.due or terminated):
+            amortized.close(self._measure(info))
+        self._features.judge(scaled, self._objective, self._initial)
+        info |= amortized.verdict.figures() if amortized.verdict else {}
+        return scaled
+
+    def _measure(self, info: dict[str, Any]) -> float:
+        """The true drop of the objective since it was measured last."""
+        before, self._objective = self._objective, self._value(self._reward_logits())
+        self._measured_at = self.distiller.cursor
         drop = before - self._objective
         if not math.isfinite(drop):
             raise DivergedError(
                 f"the {self.settings.objective} objective on the reward split is {self._objective}"
             )
-        scaled, scale = self._scale(drop)
-        self._features.judge(scaled, self._objective, self._initial)
-        info |= {**self._objective_info(), "drop": drop, "reward_scale": scale}
+        info |= {**self._objective_info(), "drop": drop}
+        return drop
+
+    def _reward(self, mask: np.ndarray, scaled: float, terminated: bool) -> float:
+        if not self._measuring:
+            return 0.0
         reward = scaled - self.settings.cost_per_type * float(mask.sum())
         if self.settings.exploration:
             reward += self.settings.exploration * self._exploration(mask)
         if terminated and self.settings.final_metric:
             setup = self.setup
-            metrics = score_split(setup.task, logits, setup.reward, setup.config.span)
+            assert self._logits is not None
+            metrics = score_split(setup.task, self._logits, setup.reward, setup.config.span)
             reward += self.settings.final_metric * metrics[self.setup.task.metrics[0]]
         return reward
 
     def _value(self, logits: Tensor) -> float:
         labels = self.setup.reward.labels
         assert labels is not None
-        return objective_value(
-            self.settings.objective, logits, labels, self.setup.task, self.settings.margin_width
-        )
+        self._logits = logits
+        name, task = self.settings.objective, self.setup.task
+        value = objective_value(name, logits, labels, task, self.settings.margin_width)
+        if self.distiller.credit is not None and math.isfinite(value):
+            self.distiller.credit.state.fit = fit_objective(name, logits, labels, task)
+        return value
 
     def _reward_logits(self) -> Tensor:
         split = self.setup.reward

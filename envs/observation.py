@@ -90,10 +90,16 @@ class Features:
         self.blocks[4] = self.taken / self.decisions
         self.progress, self.learning_rate = progress, learning_rate
 
+    def owe(self, scaled_credit: np.ndarray) -> None:
+        """Take in the windowed credit [K] of a decision over the reward's scale; nan = not known."""
+        known = np.isfinite(scaled_credit)
+        self.blocks[2, known] = np.tanh(scaled_credit[known])
+
     def judge(self, scaled_drop: float, objective: float, initial: float) -> None:
-        """Take in the measured reward: scaled drop, objective now and at the episode's start."""
+        """Take in the reward: scaled drop, objective when last measured and at the episode's start."""
         self.objective_trend = math.tanh(scaled_drop)
-        self.objective_level = (objective - initial) / max(abs(initial), 1e-8)
+        if math.isfinite(objective):
+            self.objective_level = (objective - initial) / max(abs(initial), 1e-8)
 
     def training(self) -> np.ndarray:
         """The vector [6 + 5K] float32, every entry inside its bounds."""

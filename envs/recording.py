@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from envs.branches import Branched, Step
 from envs.distillation import DistillationEnv
 from ksel.tracking import Tracker
 from ksel.trajectory import DecisionRow, ScheduleWriter
@@ -26,11 +27,14 @@ class Recorder(gym.Wrapper):
         writer: where rows go.
         tracker: where measurements go; None = nowhere.
         on_decision: called as ``on_decision(updates, reward, info)`` after each decision.
+        one_life: the first reset is the only one: later ones give the last observation again and
+            leave the student as it is (Stable-Baselines3 resets after the last decision).
 
     Attributes:
         seconds: wall-clock seconds spent inside resets and steps.
         updates_done: optimiser updates of all episodes.
         recording_seconds: wall-clock seconds spent on writing decisions down and showing them.
+        ended_early: why the last episode ended before its time, or None.
         rewards: total reward of each episode, finished or not, that has a decision.
     """
 
@@ -41,6 +45,8 @@ class Recorder(gym.Wrapper):
         writer: ScheduleWriter,
         tracker: Tracker | None = None,
         on_decision: OnDecision | None = None,
+        *,
+        one_life: bool = False,
     ) -> None:
         super().__init__(env)
         self.inner = env
@@ -48,17 +54,23 @@ class Recorder(gym.Wrapper):
         self.writer = writer
         self.tracker = tracker
         self.on_decision = on_decision
+        self.one_life = one_life
+        self._last: Any = None
         self.seconds = 0.0
         self.recording_seconds = 0.0
         self.updates_done = 0
+        self.ended_early: str | None = None
         self.rewards: list[float] = []
         self._before = np.zeros(0)
         self._update = self._decision = 0
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; see :meth:`DistillationEnv.reset`."""
+        if self.one_life and self._last is not None:
+            return self._last, {"update": self._update}
         start = time.perf_counter()
         observation, info = self.env.reset(**arguments)
+        self._last = observation
         self.seconds += time.perf_counter() - start
         self._update = self._decision = 0
         self._before = self.inner.training_features()
@@ -70,31 +82,60 @@ class Recorder(gym.Wrapper):
         mask = self.inner.as_mask(action)  # before the step: the next one may be another stage
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.seconds += time.perf_counter() - start
+        self._last = observation
+        self._record(Step(mask, self._before, float(reward), terminated, info))
+        return observation, float(reward), terminated, truncated, info
+
+    @property
+    def update(self) -> int:
+        """Optimiser updates of this episode that are written down."""
+        return self._update
+
+    @property
+    def branching(self) -> bool:
+        """See :attr:`DistillationEnv.branching`."""
+        return self.inner.branching
+
+    @property
+    def branch_count(self) -> int:
+        """See :attr:`DistillationEnv.branch_count`."""
+        return self.inner.branch_count
+
+    def branch(self, masks: np.ndarray) -> Branched:
+        """Fork, see :meth:`DistillationEnv.branch`; the decisions of the chosen branch are recorded."""
+        start = time.perf_counter()
+        branched = self.inner.branch(masks)
+        self.seconds += time.perf_counter() - start
+        self._last = branched.observation
+        for step in branched.steps:
+            self._record(step)
+        return branched
+
+    def _record(self, step: Step) -> None:
+        """Write a decision down and show it."""
         played = time.perf_counter()
-        reward = float(reward)
-        measured = "objective" in info or "reason" in info
+        reward, info = step.reward, step.info
+        rewarded = not {"objective", "predicted", "reason"}.isdisjoint(info)
         if self._decision == 0:
             self.rewards.append(0.0)
         self.rewards[-1] += reward
-        paid = reward if measured else math.nan
-        self.writer.add(self._row(mask, paid, terminated, info))
+        paid = reward if rewarded else math.nan
+        self.writer.add(self._row(step, paid))
         self.updates_done += info["update"] - self._update
         self._update = info["update"]
+        self.ended_early = info.get("reason")
         self._decision += 1
         self._before = self.inner.training_features()
         if self.tracker is not None:
             self.tracker.log_decision(
-                self.stage, self.updates_done, action=mask, reward=paid, info=info
+                self.stage, self.updates_done, action=step.action, reward=paid, info=info
             )
         if self.on_decision is not None:
             self.on_decision(info["update"], reward, info)
         self.recording_seconds += time.perf_counter() - played
-        return observation, reward, terminated, truncated, info
 
-    def _row(
-        self, mask: np.ndarray, reward: float, terminated: bool, info: dict[str, Any]
-    ) -> DecisionRow:
-        names = self.inner.pool_names
+    def _row(self, step: Step, reward: float) -> DecisionRow:
+        names, info = self.inner.pool_names, step.info
 
         def column(block: str) -> np.ndarray:
             return np.array([info.get(f"{block}/{name}", math.nan) for name in names])
@@ -104,7 +145,7 @@ class Recorder(gym.Wrapper):
             stage=self.stage,
             decision=self._decision,
             update=self._update,
-            action=mask,
+            action=step.action,
             probabilities=np.full(len(names), math.nan),
             log_prob=math.nan,
             loss=column("loss"),
@@ -115,6 +156,6 @@ class Recorder(gym.Wrapper):
             objective=info.get("objective", math.nan),
             drop=info.get("drop", math.nan),
             reward_scale=info.get("reward_scale", math.nan),
-            observation=self._before,
-            terminated=terminated,
+            observation=step.before,
+            terminated=step.terminated,
         )

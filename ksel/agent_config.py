@@ -19,6 +19,40 @@ class EpisodesConfig:
 
 
 @dataclass
+class AllActionConfig:
+    """ksel's own actor-critic: learns from the credit of all types at once."""
+
+    learning_rate: float = 4e-2
+    """Learning rate of actor and critic."""
+    n_steps: int = 1
+    """Decisions between two updates of the policy."""
+    gamma: float = 0.5
+    """Discount per decision."""
+    gae_lambda: float = 0.5
+    """Trade-off of bias and variance in the advantage of what comes after; n_steps above 1."""
+    entropy: float = 0.1
+    """Least entropy of each bit, as a share of ln 2; the policy is turned back where it has less."""
+    max_grad_norm: float = 0.5
+    """Clip the gradients of actor and critic to this norm."""
+    soft: Literal["beta", "sigmoid"] = "beta"
+    """Soft actions: weights drawn from Beta distributions, or a sigmoid without noise."""
+    concentration: float = 10.0
+    """Soft actions, beta: the larger, the closer are the weights drawn to their means."""
+    start: float = 0.85
+    """Probability that a type is on (soft: its mean weight) before anything is learned."""
+    net_arch: list[int] = field(default_factory=lambda: [64])
+    """Hidden widths of actor and critic."""
+
+
+@dataclass
+class GreedyConfig:
+    """Types with positive credit, nothing learned: what all_action is without learning."""
+
+    threshold: float = 0.0
+    """A type is on where its windowed credit, over the largest of all, exceeds this."""
+
+
+@dataclass
 class A2CConfig:
     """Stable-Baselines3's A2C."""
 

@@ -33,7 +33,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("fine_tune.weight_decay", 0, math.inf, False),
     ("fine_tune.max_updates", 1, math.inf, False),
     ("fine_tune.seed", 0, 2**31 - 1, False),
-    ("signals.limit_mb", 0, math.inf, True),
+    ("signals.budget", 1, math.inf, False),
     ("optim.epochs", 0, math.inf, True),
     ("optim.max_updates", 1, math.inf, False),
     ("optim.learning_rate", 0, math.inf, True),
@@ -43,6 +43,18 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("optim.accumulate", 1, math.inf, False),
     ("optim.grad_norm_every", 0, math.inf, False),
     ("env.phase_steps", 1, math.inf, False),
+    ("env.window", 1, math.inf, False),
+    ("students", 1, 4096, False),
+    ("credit.rows", 1, math.inf, False),
+    ("credit.every", 1, math.inf, False),
+    ("credit.horizon", 1, math.inf, False),
+    ("credit.batch", 0, math.inf, False),
+    ("credit.interval", 1, math.inf, False),
+    ("credit.window", 1, math.inf, False),
+    ("credit.clip_every", 1, math.inf, False),
+    ("branches.count", 2, 4096, False),
+    ("branches.updates", 1, math.inf, False),
+    ("branches.every", 1, math.inf, False),
     ("env.margin_width", 0, math.inf, True),
     ("env.cost_per_type", 0, math.inf, False),
     ("env.exploration", 0, math.inf, False),
@@ -95,7 +107,8 @@ def check_config(config: RunConfig) -> None:
 # option, the option that decides whether it is used, the values under which it is
 USED_WITH: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("env.margin_width", "env.objective", ("margin",)),
-    ("signals.limit_mb", "signals.source", ("auto",)),
+    ("signals.budget", "signals.source", ("auto", "memory", "disk")),
+    ("env.window", "env.reward", ("auto", "amortized")),
     ("signals.dtype", "signals.source", ("auto", "memory", "disk")),
 )
 

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ksel.agent_config import (
     A2CConfig,
+    AllActionConfig,
     AnnealedConfig,
     BanditConfig,
     DDPGConfig,
     DynamicConfig,
     EpisodesConfig,
+    GreedyConfig,
     PPOConfig,
     RandomConfig,
     StaticConfig,
 )
+from ksel.search_config import BranchesConfig, CreditConfig
 
 __all__ = [
     "A2CConfig",
+    "AllActionConfig",
     "AnnealedConfig",
     "BanditConfig",
     "BatchingConfig",
+    "BranchesConfig",
+    "CreditConfig",
     "CustomTaskConfig",
     "DDPGConfig",
     "DynamicConfig",
     "EnvConfig",
     "EpisodesConfig",
     "FineTuneConfig",
+    "GreedyConfig",
     "KnowledgeConfig",
     "OptimConfig",
     "PPOConfig",
@@ -164,13 +171,18 @@ class FineTuneConfig:
 class SignalsConfig:
     """Where teacher signals come from while the student trains."""
 
+    limit_mb: ClassVar[int] = 2048  # TEMPORARY
+
     source: Literal["auto", "memory", "disk", "live"] = "auto"
-    """Compute once and keep in memory or on disk, or run the teacher on each batch (live);
-    auto = memory where the signals fit under the limit, else live."""
-    limit_mb: int = 2048
-    """Largest size of the signals kept in memory under auto (MB)."""
+    """Keep what the teacher computes, the first time that a row needs it, in memory or on disk, or
+    run it on each batch (live); auto = memory where there is room, else disk; live where the
+    budget has no room for anything."""
+    budget: int = 8192
+    """Largest size of the signals that are kept (MB, all teachers together): those of whole examples
+    first, then those of tokens while they fit; what does not fit is computed live."""
     dtype: Literal["float16", "float32"] = "float32"
-    """Precision of the stored signals; losses are computed in float32 either way."""
+    """Precision of the signals that are kept. float16 takes half the room and moves most gradients by
+    less than 0.1 %; losses are computed in float32 either way."""
 
 
 @dataclass
@@ -269,6 +281,9 @@ class OptimConfig:
     """Updates between two measurements of each type's own gradient norm; 0 = first use only."""
     bf16: bool = True
     """On CUDA: run the models under bfloat16 autocast. No effect on the CPU."""
+    embeddings: Literal["train", "lazy", "frozen"] = "train"
+    """Word embeddings of the student: updated with the rest; lazy: only the rows of tokens in the
+    batch (lazy Adam); frozen: never."""
 
 
 @dataclass
@@ -283,6 +298,11 @@ class EnvConfig:
         default_factory=lambda: ["training"]
     )
     """Parts of the observation; training alone lets a policy move between students and tasks."""
+    reward: Literal["auto", "measured", "amortized"] = "auto"
+    """measured: the true drop of the objective after each decision; amortized: the drop predicted
+    from credit, checked against true drops over windows; auto = what the agent works with."""
+    window: int = 50
+    """amortized: updates between two measurements of the true drop."""
     objective: Literal["cross_entropy", "calibrated", "margin"] = "cross_entropy"
     """What a reward is the drop of, on the reward split."""
     margin_width: float = 1.0
@@ -305,7 +325,7 @@ class RunConfig:
     task: str = "qnli"
     """cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, squad, squad_v2, or custom (see --custom)."""
     agent: str = "a2c"
-    """Who chooses the mask: a2c, ppo, ddpg, bandit, static, random_hard, random_soft, annealed,
+    """Who chooses the mask: all_action, greedy, a2c, ppo, ddpg, bandit, static, random_hard, random_soft, annealed,
     round_robin, dynamic."""
     method: str | None = None
     """A published method by name (a file of configs/methods); null = your own mix."""
@@ -332,6 +352,15 @@ class RunConfig:
     """auto, cpu, or cuda."""
     threads: int = 0
     """Threads of torch on the CPU; 0 = one per core. Part of what makes a replay exact."""
+    search: Literal["auto", "episodes", "online", "branch"] = "auto"
+    """How the agent learns: episodes: over students of its own, before the final one; online: while the
+    one and only student trains; branch: online, from forks of the student; auto = what the agent
+    works with."""
+    students: int = 1
+    """Students that train side by side in the episodes of the search, on the same batches."""
+    vectorize: Literal["auto", "loop", "vmap"] = "auto"
+    """Several students: loop: one after the other; vmap: in one batched step; auto = vmap on CUDA where
+    the architecture allows it, else loop."""
     references: list[str] = field(default_factory=lambda: ["finetune", "all"])
     """Students distilled beside the selected one, with the same start, batches and budget:
     finetune (label only), all, or the name of one knowledge type."""
@@ -350,7 +379,11 @@ class RunConfig:
     [] = one stage with all."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
+    credit: CreditConfig = field(default_factory=CreditConfig)
+    branches: BranchesConfig = field(default_factory=BranchesConfig)
     episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
+    all_action: AllActionConfig = field(default_factory=AllActionConfig)
+    greedy: GreedyConfig = field(default_factory=GreedyConfig)
     a2c: A2CConfig = field(default_factory=A2CConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     ddpg: DDPGConfig = field(default_factory=DDPGConfig)

@@ -298,9 +298,13 @@ class Split:
 
     def examples(self, rows: np.ndarray) -> Split:
         """What was made of the raw rows with these numbers: for spans all their windows."""
+        return self.take(self.numbers(rows))
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of what was made of these raw rows: for spans of all their windows."""
         if self.spans is None:
-            return self.take(rows)
-        return self.take(self.spans.windows(np.arange(len(self.spans))[rows]))
+            return np.arange(len(self))[rows]
+        return self.spans.windows(np.arange(len(self.spans))[rows])
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of all lengths, token ids and segments; labels do not count."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ksel.balance import RunningSizes
+from ksel.credit import Credit, predict
 from ksel.data import BatchOrder
+from ksel.embeddings import LazyRows, trains, word_embeddings
 from ksel.errors import UsageError
 from ksel.generator import OwnGenerator
 from ksel.gradients import SeparateGradients, add_together
@@ -54,11 +57,17 @@ class Distiller:
         bf16 = parts.optim.bf16 and self.device.type == "cuda"
         self.tap = Tap(parts.student, bf16=bf16)
         self.modules: list[nn.Module] = [self.student, self.pool.projections]
-        self.parameters = [p for m in self.modules for p in m.parameters()]
+        trains(parts.student, parts.optim.embeddings)
+        self.parameters = [p for m in self.modules for p in m.parameters() if p.requires_grad]
         self.tensors = [t for m in self.modules for t in (*m.parameters(), *m.buffers())]
         self.optimizer = adamw(self.modules, parts.optim.learning_rate, parts.optim.weight_decay)
         self._moments = allocate_moments(self.optimizer)
+        self._lazy: LazyRows | None = None
+        if parts.optim.embeddings == "lazy":
+            self._lazy = LazyRows(word_embeddings(self.student), self.optimizer.param_groups[0])
+            self._moments += self._lazy.moments
         self.initial = [t.detach().clone() for t in self.tensors]
+        self.credit = parts.make_credit(self.tap) if parts.make_credit is not None else None
         self.generator = OwnGenerator(self.device)
         self.life = 0
         self.data_seed = -1
@@ -91,6 +100,8 @@ class Distiller:
         self.updates = updates
         self.life += 1
         self._seed_data(data_seed)
+        if self.credit is not None:
+            self.credit.reset(data_seed)
         self.generator.seed(self.parts.seed + 7919 * data_seed)
 
     def snapshot(self, into: Snapshot | None = None) -> Snapshot:
@@ -112,6 +123,7 @@ class Distiller:
             self.updates,
             self.data_seed,
             self.plain,
+            None if self.credit is None else self.credit.state.copy(),
         )
 
     def restore(self, state: Snapshot) -> None:
@@ -126,6 +138,9 @@ class Distiller:
         self._set_stages(state.plain, state.updates)
         self.life += 1
         self._seed_data(state.data_seed)
+        if self.credit is not None and state.credit is not None:
+            self.credit.seed(state.data_seed)
+            self.credit.state = state.credit.copy()
 
     def _set_stages(self, plain: bool, updates: int) -> None:
         self.plain = plain
@@ -183,7 +198,13 @@ class Distiller:
 
     # ----------------------------------------------------------------- update
 
-    def update(self, action: np.ndarray, *, observe: bool = False) -> Update:
+    def update(
+        self,
+        action: np.ndarray,
+        *,
+        observe: bool = False,
+        credit: Literal["hard", "soft"] | None = None,
+    ) -> Update:
         """One optimiser update with the weighted sum of the selected losses.
 
         An empty action spends the step: batch and schedule go on, nothing moves. Types that the
@@ -194,6 +215,9 @@ class Distiller:
             action: [K] weights in [0, 1]; 0 = off, and an off type costs no backward.
             observe: also measure the off types' losses (where no teacher forward is needed for
                 them alone), the student's entropy and its agreement with the teacher.
+            credit: also predict what the update does to the objective on the reward split, and
+                what each type has a part in it, for an action of bits or of weights. Does not
+                change the student.
 
         Raises:
             DivergedError: a selected loss or the gradient is not finite; nothing was applied.
@@ -215,14 +239,43 @@ class Distiller:
         if not self.plain:
             scheduled *= self.pool.factors(place.progress)
         active = [k for k in range(len(self.pool)) if scheduled[k] > 0]
+        if credit is not None and self.credit is not None:
+            self.credit.measure(self.cursor, batch, self._teach, self.optimizer)
         if active:
             self._learn(batch, scheduled, active, record, observe)
         elif observe:
             seen = self.observe()
             record.loss, record.entropy, record.agreement = seen.loss, seen.entropy, seen.agreement
             record.student_cls, record.teacher_cls = seen.student_cls, seen.teacher_cls
+        if credit is not None and self.credit is not None:
+            self._predict(self.credit, np.asarray(action), record, soft=credit == "soft")
         self.cursor += 1
         return record
+
+    def _teach(self, batch: Batch) -> list[Signals]:
+        """Each teacher's signals for all types of the pool."""
+        return self._taught(batch, range(len(self.pool)))
+
+    def _predict(self, credit: Credit, action: np.ndarray, record: Update, *, soft: bool) -> None:
+        state, stage = credit.state, self.stages[self.place.number]
+        factors = np.ones(len(self.pool))
+        if not self.plain:
+            factors = np.array(self.pool.weights) * self.pool.factors(self.place.progress)
+        if self.parts.knowledge.balance == "ema":
+            first = np.maximum(state.losses, self.sizes.least)  # what a first use would divide by
+            factors /= np.where(self.sizes.counts > 0, self.sizes.values(), first)
+        predicted = predict(
+            state.slopes,
+            state.gram if credit.settings.clip else None,
+            factors * stage.allowed,
+            action * stage.allowed,
+            rate=record.learning_rate,
+            limit=self.parts.optim.max_grad_norm,
+            norm=record.clip_norm,
+            soft=soft,
+        )
+        record.predicted = predicted.drop
+        record.credit = np.where(stage.allowed, predicted.credit, math.nan)
 
     def _learn(
         self,
@@ -236,12 +289,12 @@ class Distiller:
         micro = batch.split(optim.accumulate)
         amounts = [units(self.pool.types[k].unit, batch) for k in range(len(self.pool))]
         self._set_weights(action, active, micro, amounts, record)
-        separate = self._separate_gradients(active, len(micro))
         sums = torch.zeros(len(self.pool), device=self.device)
         off = [k for k in self._observable(active) if k not in active] if observe else []
         observed = Observed(self.watched)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._own_dropout():
+        with self._own_dropout(), self._lazy.of(batch.input_ids) if self._lazy else nullcontext():
+            separate = self._separate_gradients(active, len(micro))
             for part in micro:
                 student, teachers = self._signals(part, active + off, observe=observe)
                 values = {k: self._share(k, student, teachers, part, amounts[k]) for k in active}
@@ -287,7 +340,7 @@ class Distiller:
     def _step(self, record: Update) -> None:
         with self.ledger.time("optimizer"):
             limit = self.parts.optim.max_grad_norm
-            norm = nn.utils.clip_grad_norm_(self.parameters, limit if limit > 0 else math.inf)
+            norm = nn.utils.clip_grad_norm_(self._leaves, limit if limit > 0 else math.inf)
             record.clip_norm = float(norm)
             if not math.isfinite(record.clip_norm):
                 names = [self.pool.names[k] for k in np.flatnonzero(record.weight)]
@@ -295,6 +348,8 @@ class Distiller:
             for group in self.optimizer.param_groups:
                 group["lr"] = record.learning_rate
             self.optimizer.step()
+            if self._lazy is not None:
+                self._lazy.step()
             self.optimizer.zero_grad(set_to_none=True)
 
     # ----------------------------------------------------------------- balance
@@ -336,7 +391,7 @@ class Distiller:
         every = self.parts.optim.grad_norm_every
         due = every > 0 and self.cursor % every == 0
         if due or not all(self.checked[k] for k in active):
-            return SeparateGradients(self.parameters, parts)
+            return SeparateGradients(self._leaves, parts)
         return None
 
     def _keep_norms(self, norms: dict[int, float], record: Update) -> None:
@@ -346,6 +401,11 @@ class Distiller:
                 if norm == 0:
                     raise self._no_gradient(k)
                 self.checked[k] = True
+
+    @property
+    def _leaves(self) -> list[Tensor]:
+        """What an update takes gradients of."""
+        return [*self.parameters, *([self._lazy.rows] if self._lazy else [])]
 
     def _no_gradient(self, k: int) -> UsageError:
         name = self.pool.names[k]
@@ -371,17 +431,32 @@ class Distiller:
         self, batch: Batch, wanted: list[int], *, learning: bool = True, observe: bool = False
     ) -> tuple[Signals, list[Signals]]:
         """Student and teacher signals that the wanted types (and the observation) need."""
+        needs = Needs.union(self.pool.types[k].student for k in wanted)
+        if observe:
+            needs = needs | self.watched.student
+        teachers = self._taught(batch, wanted, observe=observe)
+        return self._forward(batch, needs, learning=learning), teachers
+
+    def _taught(
+        self, batch: Batch, wanted: Iterable[int], *, observe: bool = False
+    ) -> list[Signals]:
+        """Each teacher's signals that the wanted types (and the observation) need."""
         types = [self.pool.types[k] for k in wanted]
-        needs = Needs.union(t.student for t in types)
         asked = [
             Needs.union(t.teacher for t in types if t.source == i) for i in range(len(self.sources))
         ]
-        if observe:
-            needs = needs | self.watched.student
-            if self.sources[0].cached or asked[0]:
-                asked[0] = asked[0] | self.watched.teacher
-        teachers = [source(batch, one) for source, one in zip(self.sources, asked, strict=True)]
-        return self._forward(batch, needs, learning=learning), teachers
+        if observe and self._watches_teacher(asked[0]):
+            asked[0] = asked[0] | self.watched.teacher
+        found = [source(batch, one) for source, one in zip(self.sources, asked, strict=True)]
+        if self.device.type == "cuda" and self.cursor + 1 < self.updates:
+            for source, one in zip(self.sources, asked, strict=True):
+                source.expect(self.order.rows(self.cursor + 1), one)
+        return found
+
+    def _watches_teacher(self, asked: Needs) -> bool:
+        """True if looking at the first teacher costs no forward beside the one for these signals."""
+        first = self.sources[0]
+        return first.keeps(self.watched.teacher) or not first.keeps(asked)
 
     def _forward(self, batch: Batch, needs: Needs, *, learning: bool) -> Signals:
         """A student forward; dropout (where there is any) only while learning."""
@@ -392,12 +467,12 @@ class Distiller:
     def _is_free(self, k: int) -> bool:
         """True if observing type k costs no teacher forward."""
         type = self.pool.types[k]
-        return self.sources[type.source].cached or not type.teacher
+        return self.sources[type.source].keeps(type.teacher)
 
     def _observable(self, active: list[int]) -> Iterator[int]:
         """Types whose loss can be observed beside the active ones: a teacher that runs anyway,
-        or signals that are cached, serve all."""
-        runs = {self.pool.types[k].source for k in active if self.pool.types[k].teacher}
+        or signals that are kept, serve all."""
+        runs = {self.pool.types[k].source for k in active if not self._is_free(k)}
         return (
             k
             for k in range(len(self.pool))

@@ -1,4 +1,4 @@
-"""What a model scores: metrics of the tasks, and the objectives that rewards are drops of."""
+"""What a model scores: its outputs over a split, and the metrics of the tasks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics.functional import (
     accuracy,
@@ -26,15 +25,9 @@ from torchmetrics.functional.text import squad
 from ksel.config import SpanConfig
 from ksel.data import Split, evaluation_batches
 from ksel.decoding import decode
-from ksel.errors import UsageError, unknown_name
+from ksel.errors import UsageError
 from ksel.models import model_logits
 from ksel.tasks import Task
-
-OBJECTIVES = ("cross_entropy", "calibrated", "margin")
-"""Names of the objectives; see :func:`objective_value`."""
-
-LOG_TEMPERATURE = (-5.0, 5.0)
-"""Natural logarithms of the smallest and largest temperature that ``calibrated`` may choose."""
 
 
 def predict_logits(
@@ -225,82 +218,6 @@ def _measure(name: str, predicted: Tensor, labels: Tensor, classes: int) -> floa
 
 def _is_constant(values: Tensor) -> bool:
     return bool((values == values[0]).all())
-
-
-def objective_value(
-    name: str, logits: Tensor, labels: Tensor, task: Task, margin_width: float
-) -> float:
-    """The number whose drop is a reward; lower is better; nan for logits that are not all finite.
-
-    For spans start and end count alike: each is a choice among the real tokens of its window.
-
-    * ``cross_entropy``: mean cross-entropy (nats); for regression the mean squared error.
-    * ``calibrated``: mean cross-entropy at the temperature that makes it least; for regression the
-      mean squared error after the best affine fit. Both ignore over- and under-confidence.
-    * ``margin``: mean ``sigmoid(-(logit of the label - largest other logit) / margin_width)``, a
-      smooth share of errors. Not for regression.
-
-    Args:
-        name: one of :data:`OBJECTIVES`.
-        logits: [N, C], [N, 1] for regression, or [N, L, 2] for spans, padded with -inf.
-        labels: [N] int64 class ids or float scores, or [N, 2] int64 tokens.
-        task: decides between classes, scores and spans.
-        margin_width: width of the smooth step of ``margin`` (logits).
-
-    Raises:
-        UsageError: unknown name, ``margin`` for regression, a width that is not positive.
-    """
-    check_objective(name, task)
-    if task.is_span:
-        logits, labels = logits.transpose(1, 2).flatten(0, 1), labels.flatten()
-    padded = logits == -torch.inf if task.is_span else torch.zeros_like(logits, dtype=torch.bool)
-    if not bool((torch.isfinite(logits) | padded).all()):
-        return math.nan
-    logits = logits.double()
-    if task.is_regression:
-        return _regression_objective(name, logits[:, 0], labels.double())
-    if name == "cross_entropy":
-        return float(F.cross_entropy(logits, labels))
-    if name == "calibrated":
-        return _calibrated(logits, labels)
-    if margin_width <= 0:
-        raise UsageError(f"--env.margin_width: {margin_width}; give a width above 0 (logits).")
-    own = logits.gather(1, labels[:, None])[:, 0]
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    return float(torch.sigmoid((others - own) / margin_width).mean())
-
-
-def _calibrated(logits: Tensor, labels: Tensor) -> float:
-    def loss(log_temperature: float) -> float:
-        return float(F.cross_entropy(logits * np.exp(-log_temperature), labels))
-
-    # convex in 1/T, so it has one minimum in log T as well
-    fit = minimize_scalar(loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6})
-    return min(float(fit.fun), *map(loss, LOG_TEMPERATURE))
-
-
-def check_objective(name: str, task: Task) -> None:
-    """Refuse an objective that the task has none of.
-
-    Raises:
-        UsageError: unknown name, or ``margin`` for regression.
-    """
-    if name not in OBJECTIVES:
-        raise unknown_name("objective", name, OBJECTIVES, "--env.objective")
-    if name == "margin" and task.is_regression:
-        raise UsageError(
-            f"--env.objective margin: task {task.name} has scores, not classes; use cross_entropy "
-            f"(mean squared error) or calibrated (after the best affine fit)."
-        )
-
-
-def _regression_objective(name: str, predicted: Tensor, scores: Tensor) -> float:
-    if name == "cross_entropy":
-        return float(F.mse_loss(predicted, scores))
-    x, y = predicted - predicted.mean(), scores - scores.mean()
-    spread = (x * x).mean()
-    slope = (x * y).mean() / spread if spread > 0 else torch.zeros_like(spread)
-    return float(((y - slope * x) ** 2).mean())
 
 
 def evaluate_dev(

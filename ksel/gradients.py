@@ -32,7 +32,7 @@ class SeparateGradients:
         norms: type -> norm of the gradient of its unweighted loss of the whole batch.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], parts: int) -> None:
+    def __init__(self, parameters: Sequence[Tensor], parts: int) -> None:
         self.parameters = parameters
         self.parts = parts
         self.norms: dict[int, float] = {}

@@ -62,6 +62,7 @@ class Job:
         teacher: figures of the teacher.
         search: figures of the finished search.
         students: figures of the finished students, the selected one first.
+        costs: what each finished stage cost, see :func:`ksel.costs.stage_cost`.
     """
 
     config: RunConfig
@@ -78,6 +79,7 @@ class Job:
     teacher: dict[str, Any] = field(default_factory=dict)
     search: dict[str, Any] | None = None
     students: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def leave(job: Job) -> dict[str, Any]:
@@ -172,5 +174,6 @@ def _summary(job: Job) -> dict[str, Any]:
         teacher=job.teacher,
         students=job.students,
         search=job.search,
+        costs=job.costs,
         writer=job.writer,
     )

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -349,12 +350,15 @@ class Tap:
         }
         self._after_attention = [layer.get_submodule(family.after_attention) for layer in layers]
 
-    def __call__(self, batch: Batch, needs: Needs) -> Signals:
+    def __call__(
+        self, batch: Batch, needs: Needs, weights: dict[str, Tensor] | None = None
+    ) -> Signals:
         """One forward pass.
 
         Args:
             batch: the tokenised examples, on the model's device.
             needs: what to hand out; layers from 1, and 0 for the embedding output.
+            weights: parameter name -> tensor to use in place of the model's own, for this pass.
 
         Returns:
             The signals asked for, in the model's precision (float32 without autocast).
@@ -371,12 +375,14 @@ class Tap:
         states = bool(needs.hidden or needs.cls)
         try:
             with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16):
-                output = self.model(**batch.model_inputs(), output_hidden_states=states)
+                inputs = {**batch.model_inputs(), "output_hidden_states": states}
+                output = functional_call(self.model, weights or {}, (), inputs)
         finally:
             for handle in handles:
                 handle.remove()
         if needs.logits:
-            signals.logits = model_logits(output).float()
+            logits = model_logits(output)
+            signals.logits = logits if logits.dtype == torch.float64 else logits.float()
         if states:
             signals.hidden = {layer: output.hidden_states[layer] for layer in sorted(needs.hidden)}
             signals.cls = {layer: output.hidden_states[layer][:, 0] for layer in sorted(needs.cls)}

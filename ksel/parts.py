@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
 from ksel.config import KnowledgeConfig, OptimConfig
+from ksel.credit import Credit
 from ksel.data import Split
 from ksel.knowledge import KnowledgePool
 from ksel.ledger import Ledger
+from ksel.models import Tap
 from ksel.observing import Watched
 from ksel.signals import TeacherSource
 from ksel.stages import Stage
@@ -32,6 +35,7 @@ class DistillerParts:
         dropout: the student's dropout probability.
         seed: seed of the student's own dropout generator.
         ledger: where the work is counted.
+        make_credit: given the student's tap, makes what measures its credit; None = not measured.
     """
 
     student: PreTrainedModel
@@ -48,3 +52,4 @@ class DistillerParts:
     dropout: float
     seed: int
     ledger: Ledger = field(default_factory=Ledger)
+    make_credit: Callable[[Tap], Credit] | None = None

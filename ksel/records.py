@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ksel.balance import RunningSizes
+from ksel.credit import CreditState
 
 
 class DivergedError(Exception):
@@ -29,6 +30,9 @@ class Update:
         entropy: mean entropy of the student's outputs over its largest value; nan if unknown.
         agreement: share of examples where student and teacher answer alike (regression: 1 - mean
             absolute difference over the score range); nan if unknown.
+        predicted: predicted drop of the objective on the reward split; nan where not asked for.
+        credit: [K] part of it owed to each type, see :class:`ksel.credit.Prediction`; nan where not
+            asked for, and for types that the stage does not allow.
         student_cls, teacher_cls: [h] mean last-layer [CLS] state, where asked for.
     """
 
@@ -36,6 +40,8 @@ class Update:
     scale: np.ndarray
     weight: np.ndarray
     grad_norm: np.ndarray
+    credit: np.ndarray
+    predicted: float = math.nan
     clip_norm: float = 0.0
     learning_rate: float = 0.0
     peak: float = 1.0
@@ -58,9 +64,10 @@ class Snapshot:
     updates: int
     data_seed: int
     plain: bool
+    credit: CreditState | None = None
 
 
 def blank_update(count: int) -> Update:
     """An update that saw and did nothing yet, for ``count`` knowledge types."""
     nothing = np.full(count, math.nan)
-    return Update(nothing.copy(), np.ones(count), np.zeros(count), nothing.copy())
+    return Update(nothing.copy(), np.ones(count), np.zeros(count), nothing.copy(), nothing.copy())

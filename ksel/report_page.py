@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from ksel import plots
+from ksel.costs import cost_rows
 from ksel.errors import UsageError
 from ksel.files import write_text
 from ksel.page import document, missing, number, section, show, table
@@ -243,7 +244,27 @@ def _cost(run: Run) -> str:
         f"<div class='tile'><span>{escape(name)}</span><b>{number(value, pattern)}</b>{unit}</div>"
         for name, value, pattern, unit in tiles
     )
-    return f'<div class="tiles">{inner}</div>'
+    reason = (run.summary.get("search_cost") or {}).get("reason")
+    body = f'<div class="tiles">{inner}</div>' + (
+        missing(f"No multiple: {reason}.") if reason else ""
+    )
+    return body + "".join(
+        _stage_cost(stage, cost) for stage, cost in (cost.get("stages") or {}).items()
+    )
+
+
+def _stage_cost(stage: str, cost: Mapping[str, Any]) -> str:
+    lines = [
+        [
+            escape(row.name),
+            number(row.examples, ",.0f"),
+            number(row.seconds, ",.2f"),
+            number(row.share, ".0%"),
+        ]
+        for row in cost_rows(cost)
+    ]
+    lines_of = table(["part", "examples", "seconds", "share"], lines, emphasis="sum")
+    return f"<h3>Where the time went: {escape(stage)}</h3>{lines_of}"
 
 
 def _stages(run: Run) -> list[tuple[str, int]]:

@@ -9,22 +9,32 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from agents.fixed import FixedPolicy, static_policy
-from agents.make import check_agent, check_settings, get_agent, make_agent, resolve_actions
+from agents.fixed import static_policy
+from agents.make import (
+    check_agent,
+    check_settings,
+    get_agent,
+    make_agent,
+    resolve_actions,
+    resolve_reward,
+    resolve_search,
+)
 from agents.policy import Learner, Policy
-from agents.rollout import Played, play, search
+from agents.rollout import Played, live, play, search
 from envs.distillation import DistillationEnv
 from envs.recording import Recorder
 from ksel.artifacts import make_run_folder, seconds_per_example, write_settings
 from ksel.checks import check_unrewarded
 from ksel.cli import INTERRUPTED_EXIT, guard, quiet_libraries, shielded
 from ksel.config import RunConfig
+from ksel.costs import stage_cost
 from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.evaluation import evaluate_dev
@@ -52,7 +62,7 @@ def main(argv: list[str]) -> int:
     if not info.learns:
         check_unrewarded(config, observes=info.observes)
     soft = resolve_actions(config.agent, config.env.actions)
-    config = resolve_threads(config)
+    config = resolve_threads(_resolve(config))
     folder = make_run_folder(config)
     with Progress() as progress:
         job = Job(config, folder, progress, soft)
@@ -87,6 +97,13 @@ def main(argv: list[str]) -> int:
     return INTERRUPTED_EXIT
 
 
+def _resolve(config: RunConfig) -> RunConfig:
+    """The settings with what ``auto`` stands for, so that a repeat does the same."""
+    reward = resolve_reward(config.agent, config.env.reward)
+    search = resolve_search(config.agent, config.search)
+    return replace(config, search=search, env=replace(config.env, reward=reward))
+
+
 def _work(job: Job) -> None:
     config, progress, soft = job.config, job.progress, job.soft
     job.setup = setup = prepare(config, progress, partial(_check, config))
@@ -95,7 +112,8 @@ def _work(job: Job) -> None:
     episode = episode_updates(config, setup.updates)
     env = DistillationEnv(setup=setup, soft=soft)
     agent = make_agent(config, setup.pool.names, spaces.Dict(env.spaces), env.action_space)
-    for line in opening_lines(setup, episode if agent.learns else None):
+    episodic = agent.learns and config.search == "episodes"
+    for line in opening_lines(setup, episode if episodic else None):
         progress.say(line)
     job.writer = ScheduleWriter(
         setup.pool.names,
@@ -116,22 +134,23 @@ def _work(job: Job) -> None:
         tracker.layout()
         job.stage = "teacher"
         _measure_teacher(job, setup, tracker)
-        policy: Policy
-        if isinstance(agent, FixedPolicy):
-            policy = agent
-        else:
-            job.stage, job.learner = "search", agent
+        actor: Policy | Learner = agent
+        if isinstance(agent, Learner):
+            job.learner = agent
+        if isinstance(agent, Learner) and episodic:
+            job.stage = "search"
             search_env = DistillationEnv(setup=setup, soft=soft, updates=episode)
             _search(job, agent, search_env, tracker)
-            policy = agent.frozen()
+            actor = job.policy = agent.frozen()
         # From here on the student is the final one, also if Ctrl-C comes before its first update.
         setup.distiller.reset(config.seed, setup.updates)
-        job.stage, job.policy = "final", policy
+        job.stage = "final"
+        if not isinstance(actor, Learner):
+            job.policy = actor
         observes = get_agent(config.agent).observes
-        job.writer.meta |= {"measured": policy.learns, "observed": observes}
-        _distil(
-            job, policy, env, "final", "selected", tracker, measure=policy.learns, observe=observes
-        )
+        measure = agent.learns or config.env.reward == "amortized"
+        job.writer.meta |= {"measured": measure, "observed": observes}
+        _distil(job, actor, env, "final", "selected", tracker, measure=measure, observe=observes)
         write_student(job)
         for name in config.references:
             job.stage = f"reference:{name}"
@@ -144,7 +163,11 @@ def _check(config: RunConfig, pool: KnowledgePool, stages: tuple[Stage, ...], up
     """Refuse what this pool and budget do not allow, before any teacher is trained."""
     check_references(config, pool.names)
     ends = stage_ends(stage_shares(config.stages), episode_updates(config, updates))
-    decisions = config.episodes.count * decision_count(ends, config.env.phase_steps)
+    online = config.search in ("online", "branch")
+    if online:
+        ends = stage_ends(stage_shares(config.stages), updates)
+    count = 1 if online else config.episodes.count
+    decisions = count * decision_count(ends, config.env.phase_steps)
     check_agent(config, pool.names, decisions, [stage.allowed for stage in stages])
 
 
@@ -230,7 +253,9 @@ def _search(job: Job, agent: Learner, env: DistillationEnv, tracker: Tracker) ->
     )
     bar.close()
     write_schedule(job)
-    tracker.log("search", searched.updates, env.setup.ledger.since(before).flat())
+    spent = env.setup.ledger.since(before)
+    tracker.log("search", searched.updates, spent.flat())
+    job.costs["search"] = stage_cost(spent, searched.seconds)
     for episode, total in enumerate(searched.rewards):
         tracker.log("episodes", episode, {"reward/episode": total})
     job.search = {
@@ -244,7 +269,7 @@ def _search(job: Job, agent: Learner, env: DistillationEnv, tracker: Tracker) ->
 
 def _distil(
     job: Job,
-    policy: Policy,
+    actor: Policy | Learner,
     env: DistillationEnv,
     stage: str,
     name: str,
@@ -254,7 +279,10 @@ def _distil(
     observe: bool = False,
     plain: bool = False,
 ) -> None:
-    """Distil one student, evaluate it on the way and at the end, and note the figures."""
+    """Distil one student, evaluate it on the way and at the end, and note the figures.
+
+    A learner learns meanwhile, and its student is the one that stays.
+    """
     assert job.writer is not None
     assert job.setup is not None
     setup = job.setup
@@ -268,7 +296,8 @@ def _distil(
         bar.advance(update - done, loss=training_loss(info), **rewards, **curve)
         done = update
 
-    recorder = Recorder(env, stage, job.writer, tracker, show)
+    one_life = isinstance(actor, Learner)
+    recorder = Recorder(env, stage, job.writer, tracker, show, one_life=one_life)
 
     def on_the_way(update: int) -> None:
         metrics = _dev(setup, setup.student, job.config.rows.dev_on_the_way)
@@ -277,19 +306,31 @@ def _distil(
 
     marks = evaluation_marks(setup.updates, job.config.evaluations)
     before = setup.ledger.copy()
-    played = play(
-        policy,
-        recorder,
-        seed=job.config.seed,
-        measure=measure,
-        observe=observe,
-        plain=plain,
-        on_update=_at_marks(marks, on_the_way),
-    )
+    evaluate = _at_marks(marks, on_the_way)
+    if isinstance(actor, Learner):
+        played = live(
+            actor,
+            recorder,
+            env.decisions(),
+            seed=job.config.seed,
+            logger_folder=job.folder / "tensorboard" / "agent",
+            on_update=evaluate,
+        )
+    else:
+        played = play(
+            actor,
+            recorder,
+            seed=job.config.seed,
+            measure=measure,
+            observe=observe,
+            plain=plain,
+            on_update=evaluate,
+        )
     metrics = _dev(setup, setup.student, None)
-    costs = setup.ledger.since(before).flat()
+    spent = setup.ledger.since(before)
     dev = {f"dev/{key}": value for key, value in metrics.items()}
-    tracker.log(stage, played.updates, {**dev, **costs})
+    tracker.log(stage, played.updates, {**dev, **spent.flat()})
+    job.costs[stage] = stage_cost(spent, played.seconds)
     bar.close()
     write_schedule(job)
     job.students.append(_figures(job, name, stage, metrics, played))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ksel.config import RunConfig
+from ksel.credit import Credit
 from ksel.data import (
     Rows,
     Source,
@@ -23,18 +25,18 @@ from ksel.data import (
 )
 from ksel.distiller import Distiller
 from ksel.errors import UsageError
-from ksel.evaluation import check_objective
 from ksel.knowledge import KnowledgePool, build_pool
 from ksel.ledger import Ledger
 from ksel.machine import pick_device
-from ksel.models import check_inputs, on_device
+from ksel.models import Tap, check_inputs, on_device
+from ksel.objectives import check_objective
 from ksel.observing import Watched
 from ksel.parts import DistillerParts
 from ksel.signals import TeacherSource
 from ksel.stages import Stage, build_stages, stage_ends, stage_shares
 from ksel.students import StudentPlan, build_student, check_vocabulary, plan_student
 from ksel.tasks import Task
-from ksel.teacher_setup import prepare_signals, prepare_teachers
+from ksel.teacher_setup import how_kept, prepare_signals, prepare_teachers
 from ksel.teachers import (
     Located,
     Outline,
@@ -138,7 +140,8 @@ def prepare(
         torch.set_num_threads(config.threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    ledger = Ledger(synchronize=torch.cuda.synchronize if device.type == "cuda" else None)
+    mark = partial(torch.cuda.Event, enable_timing=True) if device.type == "cuda" else None
+    ledger = Ledger(event=mark)
     fallbacks: list[str] = []
     source, (train, reward, dev) = _rows(config, _loud(progress, fallbacks))
     _say_data(progress, source, train, reward, dev)
@@ -153,7 +156,8 @@ def prepare(
     stages = build_stages(config.stages, pool.names, config.optim.learning_rate)
     everything = _tokenized(config, task, source.train, tokenizers, views)
     read = {name: _tokenized(config, task, split, tokenizers, views) for name, split in dev.items()}
-    rows = [split.examples(train.idx) for split in everything]
+    index = everything[0].numbers(train.idx)
+    rows = [split.take(index) for split in everything]
     updates = step_budget(config, len(rows[0]))
     _check_stages(config, updates)
     check_vocabulary(plan, tokenizers[0])
@@ -161,15 +165,18 @@ def prepare(
         check(pool, stages, updates)
     teachers = prepare_teachers(config, located, source, everything, tokenizers, device, progress)
     student = _student(config, plan, teachers[0], task, tokenizers[0], device, progress.say)
-    sources = prepare_signals(config, teachers, views, rows, pool, ledger, device, progress)
+    sources = prepare_signals(
+        config, teachers, views, everything, index, pool, ledger, device, progress
+    )
     watched = _watched(config, task, plan.shape, views[0].shape)
+    held_out = everything[0].examples(reward.idx)
     return Setup(
         config=config,
         task=task,
         origin=source.origin,
         builtin=source.builtin,
         train=rows[0],
-        reward=everything[0].examples(reward.idx),
+        reward=held_out,
         dev_as_read=[
             {name: splits[i] for name, splits in read.items()} for i in range(len(located))
         ],
@@ -180,11 +187,11 @@ def prepare(
         teacher_shapes=tuple(view.shape for view in views),
         pool=pool,
         distiller=_distiller(
-            config, student, pool, sources, rows[0], stages, updates, watched, ledger
+            config, student, pool, sources, rows[0], held_out, task, stages, updates, watched, ledger
         ),
         updates=updates,
         fallbacks=fallbacks,
-        signals=", ".join(dict.fromkeys("cached" if s.cached else "live" for s in sources)),
+        signals=how_kept(sources),
         ledger=ledger,
         device=device,
     )
@@ -327,17 +334,48 @@ def _watched(config: RunConfig, task: Task, student: Shape, teacher: Shape) -> W
     )
 
 
+def _make_credit(
+    config: RunConfig, pool: KnowledgePool, reward: Split, task: Task, ledger: Ledger
+) -> Callable[[Tap], Credit]:
+    """What makes the measure of a student's credit.
+
+    Raises:
+        UsageError: the reward split is smaller than a batch of it, or embeddings are asked for that
+            are not trained like the rest.
+    """
+    settings, bucket = config.credit, config.batching.bucket
+    if settings.rows > len(reward):
+        raise UsageError(
+            f"--credit.rows: a held-out gradient of {settings.rows} rows is more than the reward "
+            f"split has ({len(reward)}). Lower it, or raise --rows.reward."
+        )
+    if settings.embeddings and config.optim.embeddings != "train":
+        raise UsageError(
+            f"--credit.embeddings: the embeddings are {config.optim.embeddings}, so they have no "
+            f"part in the direction. Leave it out, or set --optim.embeddings train."
+        )
+    objective, width = config.env.objective, config.env.margin_width
+
+    def make(tap: Tap) -> Credit:
+        return Credit(tap, pool, reward, task, objective, width, settings, bucket, ledger)
+
+    return make
+
+
 def _distiller(
     config: RunConfig,
     student: PreTrainedModel,
     pool: KnowledgePool,
     sources: list[TeacherSource],
     train: Split,
+    reward: Split,
+    task: Task,
     stages: tuple[Stage, ...],
     updates: int,
     watched: Watched,
     ledger: Ledger,
 ) -> Distiller:
+    amortized = config.env.reward == "amortized"
     parts = DistillerParts(
         student=student,
         pool=pool,
@@ -353,6 +391,7 @@ def _distiller(
         dropout=config.student.dropout,
         seed=config.seed,
         ledger=ledger,
+        make_credit=_make_credit(config, pool, reward, task, ledger) if amortized else None,
     )
     return Distiller(parts)
 

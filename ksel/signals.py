@@ -1,13 +1,11 @@
-"""Teacher signals: live or cached, behind one interface, each example's computed once."""
+"""Teacher signals, live or kept, behind one interface: each row that is kept is computed once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,30 +13,36 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ksel.data import Split, evaluation_batches
+from ksel.data import Split
 from ksel.errors import UsageError
-from ksel.files import atomic_folder, file_sum, reserve, write_json
 from ksel.ledger import Ledger
 from ksel.models import Tap, architecture, weights_fingerprint
-from ksel.types import LAYERED, POOLED, Batch, Needs, Shape, Signals
+from ksel.signal_ahead import Ahead
+from ksel.signal_store import BLOCK, SignalStore, Slot, needs_of, signal_names, slots_of
+from ksel.types import LAYERED, POOLED, Batch, Needs, Signals
 
-FORMAT = 2
-
-Array2D = tuple[int, int]
-"""Rows and columns of an array."""
+FORMAT = 3
 
 
 class TeacherSource(Protocol):
     """Gives the teacher's signals for a batch.
 
     Attributes:
-        cached: True if asking costs no teacher forward.
+        cached: True if all that it will be asked for is kept.
     """
 
     cached: bool
 
     def __call__(self, batch: Batch, needs: Needs) -> Signals:
         """The signals asked for, float32, detached, on the batch's device."""
+        ...
+
+    def keeps(self, needs: Needs) -> bool:
+        """True if each row's signals are computed once at most, however often they are asked for."""
+        ...
+
+    def expect(self, ids: np.ndarray, needs: Needs) -> None:
+        """Told which batch (its ids) will be asked for next, and for what; a hint, not a promise."""
         ...
 
 
@@ -79,6 +83,13 @@ class LiveTeacher:
             signals = self.tap(batch, needs)
         return _as_float32(signals)
 
+    def keeps(self, needs: Needs) -> bool:
+        """Nothing is kept."""
+        return not needs
+
+    def expect(self, ids: np.ndarray, needs: Needs) -> None:
+        """Nothing can be done ahead."""
+
 
 def _as_float32(signals: Signals) -> Signals:
     layered = {
@@ -87,94 +98,16 @@ def _as_float32(signals: Signals) -> Signals:
     return Signals(None if signals.logits is None else signals.logits.float(), **layered)
 
 
-class CachedTeacher:
-    """Signals of all training rows, computed once, looked up by the examples' ids.
-
-    Args:
-        arrays: name -> array; ``logits`` [N, classes], ``cls/<layer>`` [N, h], and for token
-            kinds ``<kind>/<layer>`` [tokens, h] with the examples one after the other; of spans
-            the ``logits`` are of the tokens too, [tokens, 2].
-        lengths: [N] real tokens of each example.
-        spans: True if the logits are of the tokens.
-    """
-
-    cached = True
-
-    def __init__(
-        self, arrays: dict[str, np.ndarray], lengths: np.ndarray, *, spans: bool = False
-    ) -> None:
-        self.arrays = arrays
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self.spans = spans
-
-    @property
-    def megabytes(self) -> float:
-        """Size of the stored signals (MB)."""
-        return sum(a.nbytes for a in self.arrays.values()) / 1e6
-
-    def __call__(self, batch: Batch, needs: Needs) -> Signals:
-        """Look the signals up; padded positions are zero."""
-        rows = batch.ids.cpu().numpy()
-        device = batch.input_ids.device
-
-        def pooled(name: str) -> Tensor:
-            return torch.from_numpy(self.arrays[name][rows].astype(np.float32, copy=False)).to(
-                device
-            )
-
-        positions = _positions(self.offsets, rows)
-        real = batch.attention_mask.bool()
-
-        def tokens(name: str) -> Tensor:
-            found = self.arrays[name][positions].astype(np.float32, copy=False)
-            stored = torch.from_numpy(found).to(device)
-            states = stored.new_zeros(*real.shape, stored.shape[-1])
-            states[real] = stored
-            return states
-
-        logits = tokens if self.spans else pooled
-        signals = Signals(logits=logits("logits") if needs.logits else None)
-        for kind in LAYERED:
-            fetch = pooled if kind in POOLED else tokens
-            for layer in getattr(needs, kind):
-                getattr(signals, kind)[layer] = fetch(f"{kind}/{layer}")
-        return signals
-
-
-def _positions(offsets: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Where the tokens of these examples lie, one example after the other."""
-    return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
-
-
-def _array_shapes(split: Split, needs: Needs, width: int, outputs: int) -> dict[str, Array2D]:
-    """Name -> shape of each array of a cache."""
-    rows, tokens = len(split), int(split.lengths.sum())
-    shapes: dict[str, Array2D] = {}
-    if needs.logits:
-        shapes["logits"] = (tokens if split.spans is not None else rows, outputs)
-    for kind in LAYERED:
-        for layer in sorted(getattr(needs, kind)):
-            shapes[f"{kind}/{layer}"] = (rows if kind in POOLED else tokens, width)
-    return shapes
-
-
-def cache_megabytes(split: Split, needs: Needs, shape: Shape, outputs: int, dtype: str) -> float:
-    """Size that a cache of these signals would have (MB)."""
-    shapes = _array_shapes(split, needs, shape.width, outputs)
-    numbers = sum(rows * columns for rows, columns in shapes.values())
-    return numbers * np.dtype(dtype).itemsize / 1e6
-
-
 @dataclass(frozen=True)
-class CachePlan:
-    """What a cache of signals is made of, and the key that protects it.
+class SignalPlan:
+    """A teacher, the training file that it reads, and what is asked of it.
 
     Attributes:
         teacher: the model.
-        split: the training rows as the teacher reads them.
+        split: all rows of the training file as the teacher reads them, whatever the seed.
+        index: [n] int64, the row of ``split`` for each row that is trained on (a batch's ids).
         needs: the signals.
-        dtype: ``float32`` or ``float16``.
-        batch_size: rows of one teacher forward.
+        batch_size: most rows of one teacher forward on a GPU.
         device: where the teacher is.
         bf16: run it under bfloat16 autocast.
         own_tokens: True if ``split`` is in the tokens of the teacher's own tokenizer, False if in
@@ -183,218 +116,200 @@ class CachePlan:
 
     teacher: PreTrainedModel
     split: Split
+    index: np.ndarray
     needs: Needs
-    dtype: str
     batch_size: int
     device: torch.device
-    bf16: bool
+    bf16: bool = False
     own_tokens: bool = False
 
     def fingerprint(self) -> str:
-        """SHA-256 of the teacher's weights and architecture, tokens, signals and precision."""
-        layers = {kind: sorted(getattr(self.needs, kind)) for kind in LAYERED}
-        key = json.dumps(
-            [
-                FORMAT,
-                weights_fingerprint(self.teacher),
-                architecture(self.teacher.config),
-                self.split.fingerprint(),
-                self.needs.logits,
-                layers,
-                self.dtype,
-                self.bf16,
-            ],
-            sort_keys=True,
+        """SHA-256 of the teacher's weights and architecture, the file's tokens, and precision."""
+        content = [
+            FORMAT,
+            BLOCK,
+            weights_fingerprint(self.teacher),
+            architecture(self.teacher.config),
+            self.split.fingerprint(),
+            self.bf16,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def slots(self) -> dict[str, Slot]:
+        """Name -> slot of each signal asked for."""
+        config, spans = self.teacher.config, self.split.spans is not None
+        return slots_of(
+            self.needs, int(config.hidden_size), int(config.num_labels or 1), spans=spans
         )
-        return hashlib.sha256(key.encode()).hexdigest()
-
-    def shapes(self) -> dict[str, Array2D]:
-        """Name -> shape of each array."""
-        width = int(self.teacher.config.hidden_size)
-        return _array_shapes(self.split, self.needs, width, self.outputs)
-
-    @property
-    def outputs(self) -> int:
-        """Width of the logits."""
-        return int(self.teacher.config.num_labels or 1)
 
     def live(self, ledger: Ledger) -> LiveTeacher:
-        """The teacher itself."""
-        own = self.split if self.own_tokens else None
+        """The teacher itself, for batches of the rows that are trained on."""
+        own = self.split.take(self.index) if self.own_tokens else None
         return LiveTeacher(self.teacher, ledger, bf16=self.bf16, split=own)
 
-    def cached(self, arrays: dict[str, np.ndarray]) -> CachedTeacher:
-        """The stored signals."""
-        return CachedTeacher(arrays, self.split.lengths, spans=self.split.spans is not None)
+    def check_tokens(self) -> None:
+        """Refuse to compare tokens with those of another tokenizer.
+
+        Raises:
+            UsageError: signals of tokens are asked of a teacher whose tokens are its own.
+        """
+        kinds = [kind for kind in LAYERED if kind not in POOLED and getattr(self.needs, kind)]
+        if self.needs.logits and self.split.spans is not None:
+            kinds.append("logits")
+        if self.own_tokens and kinds:
+            raise UsageError(
+                f"--knowledge.pool: {', '.join(kinds)} of each token cannot be compared with a "
+                f"teacher that has another tokenizer than the student. Take response, cls_hidden "
+                f"or another kind on [CLS] states from it, or choose a teacher with the first "
+                f"one's tokenizer."
+            )
 
 
-Advance = Callable[[int], None]
+class KeptTeacher:
+    """Signals that are computed when a row is first asked for, and looked up from then on.
 
-
-def build_in_memory(plan: CachePlan, ledger: Ledger, advance: Advance) -> CachedTeacher:
-    """Run the teacher once over all rows and keep its signals in memory."""
-    arrays = {name: np.empty(shape, plan.dtype) for name, shape in plan.shapes().items()}
-    _fill(plan, arrays, ledger, advance)
-    return plan.cached(arrays)
-
-
-def build_on_disk(
-    plan: CachePlan, store: Path, ledger: Ledger, advance: Advance, say: Callable[[str], None]
-) -> CachedTeacher:
-    """Open the cache of these signals, memory-mapped; build it first if it is absent.
-
-    A cache is found by its fingerprint, so one of another teacher, tokenizer or data is never
-    taken. One whose files were damaged is said to be, and built anew.
-
-    Raises:
-        UsageError: the disk is full, or ``dtype`` cannot hold the signals.
-    """
-    key = plan.fingerprint()
-    folder = store / "signals" / key[:24]
-    if folder.exists():
-        damage = _damage(folder, key, plan.shapes())
-        if damage is None:
-            say(f"teacher signals: reused from the store ({folder.name})")
-            return _open(folder, plan)
-        say(f"teacher signals: the stored ones are damaged ({damage}); computing them again")
-        broken = folder.with_name(f".{folder.name}.broken")
-        shutil.rmtree(broken, ignore_errors=True)
-        folder.rename(broken)
-        shutil.rmtree(broken, ignore_errors=True)
-    with atomic_folder(folder) as temporary:
-        arrays = {
-            name: _new_file(temporary / _file(name), plan.dtype, shape)
-            for name, shape in plan.shapes().items()
-        }
-        _fill(plan, arrays, ledger, advance)
-        for array in arrays.values():
-            array.flush()
-        sums = {name: file_sum(temporary / _file(name)) for name in arrays}
-        write_json(temporary / "index.json", {"format": FORMAT, "key": key, "sha256": sums})
-    return _open(folder, plan)
-
-
-def _new_file(path: Path, dtype: str, shape: Array2D) -> np.memmap:
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    # writing to a mapped page that the disk has no room for would kill the process
-    reserve(path)
-    return array
-
-
-def _fill(
-    plan: CachePlan, arrays: Mapping[str, np.ndarray], ledger: Ledger, advance: Advance
-) -> None:
-    live = LiveTeacher(plan.teacher, ledger, bf16=plan.bf16)  # the batches are its own
-    offsets = np.concatenate([[0], np.cumsum(plan.split.lengths)])
-    for rows in evaluation_batches(plan.split, plan.batch_size):
-        batch = plan.split.batch(rows).to(plan.device)
-        signals = live(batch, plan.needs)
-        real = batch.attention_mask.bool()
-        positions = _positions(offsets, rows)
-        if signals.logits is not None and plan.split.spans is not None:
-            _keep(arrays, "logits", positions, signals.logits[real])
-        elif signals.logits is not None:
-            _keep(arrays, "logits", rows, signals.logits)
-        for kind in LAYERED:
-            for layer, states in getattr(signals, kind).items():
-                target = rows if kind in POOLED else positions
-                values = states if kind in POOLED else states[real]
-                _keep(arrays, f"{kind}/{layer}", target, values)
-        advance(len(rows))
-
-
-def _keep(arrays: Mapping[str, np.ndarray], name: str, target: np.ndarray, values: Tensor) -> None:
-    with np.errstate(over="ignore"):
-        kept = values.cpu().numpy().astype(arrays[name].dtype)
-    if not np.isfinite(kept).all():
-        raise UsageError(
-            f"--signals.dtype: the teacher's {name} has values that {kept.dtype} cannot hold "
-            f"(largest {values.abs().max().item():g}). Use --signals.dtype float32; where it is "
-            f"that already, the teacher gives numbers that are not finite."
-        )
-    arrays[name][target] = kept
-
-
-def _open(folder: Path, plan: CachePlan) -> CachedTeacher:
-    arrays = {name: np.load(folder / _file(name), mmap_mode="r") for name in plan.shapes()}
-    return plan.cached(arrays)
-
-
-def _damage(folder: Path, key: str, shapes: dict[str, Array2D]) -> str | None:
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        if index["key"] != key or index["format"] != FORMAT:
-            return "index.json belongs to other signals"
-        for name in shapes:
-            if file_sum(folder / _file(name)) != index["sha256"][name]:
-                return f"{_file(name)} has changed"
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "index.json is unreadable"
-    return None
-
-
-def _file(name: str) -> str:
-    return name.replace("/", "-") + ".npy"
-
-
-def open_source(
-    settings_source: str,
-    limit_mb: float,
-    plan: CachePlan,
-    shape: Shape,
-    store: Path,
-    ledger: Ledger,
-    advance: Advance,
-    say: Callable[[str], None],
-    *,
-    taken_mb: float = 0.0,
-) -> TeacherSource:
-    """One teacher's signals as ``--signals.source`` asks for them.
+    A row is computed with the others of its block (:class:`ksel.signal_store.Layout`), all signals
+    that are kept at once: one forward for each row, whatever is asked for when. What is not kept
+    is computed live, on the batch; what is kept comes from the store even then, so that a
+    signal's bits do not depend on what else was asked for.
 
     Args:
-        settings_source: ``auto``, ``memory``, ``disk`` or ``live``.
-        limit_mb: largest size of all that ``auto`` keeps in memory (MB).
-        plan: teacher, rows and signals.
-        shape: the teacher's shape.
-        store: folder of the caches on disk.
-        ledger: where teacher forwards are counted.
-        advance: called with the number of rows finished.
-        say: called with a line for the user.
-        taken_mb: what the signals of other teachers take in memory already (MB).
-
-    Raises:
-        UsageError: the disk is full, the memory limit is not positive, or signals of tokens are
-            asked of a teacher whose tokens are not the student's.
+        plan: teacher and rows.
+        store: where signals are kept.
+        ledger: where teacher forwards and reading are counted.
+        ahead: read the expected batch on a thread of its own; None = on a GPU.
     """
-    if limit_mb <= 0:
-        raise UsageError(f"--signals.limit_mb must be positive, not {limit_mb}.")
-    _check_tokens(plan)
-    size = cache_megabytes(plan.split, plan.needs, shape, plan.outputs, plan.dtype)
-    source = settings_source
-    if source == "auto":
-        source = "memory" if taken_mb + size <= limit_mb else "live"
-        if source == "live":
-            say(
-                f"teacher signals: {taken_mb + size:,.0f} MB would not fit --signals.limit_mb "
-                f"{limit_mb}; the teacher runs live on each batch"
+
+    def __init__(
+        self,
+        plan: SignalPlan,
+        store: SignalStore,
+        ledger: Ledger,
+        *,
+        ahead: bool | None = None,
+    ) -> None:
+        self.plan, self.store, self.ledger = plan, store, ledger
+        self.names = frozenset(store.slots)
+        self.cached = self.keeps(plan.needs)
+        self._live = plan.live(ledger)
+        self._reader = LiveTeacher(plan.teacher, ledger, bf16=plan.bf16)
+        on_gpu = plan.device.type == "cuda"
+        self.ahead = Ahead(self._read, plan.device) if ahead or (ahead is None and on_gpu) else None
+
+    def keeps(self, needs: Needs) -> bool:
+        """True if all of these are kept."""
+        return self.names.issuperset(signal_names(needs))
+
+    def __call__(self, batch: Batch, needs: Needs) -> Signals:
+        """Signals of the batch; of those that are kept, padded positions are zero.
+
+        Raises:
+            UsageError: the teacher's numbers do not fit ``--signals.dtype``, or the disk is full.
+        """
+        asked = signal_names(needs)
+        names = [name for name in asked if name in self.names]
+        signals = self._live(batch, needs_of(name for name in asked if name not in self.names))
+        if not names:
+            return signals
+        rows = self.plan.index[batch.ids.cpu().numpy()]
+        self._compute(self.store.missing(names, self.store.layout.blocks_of(rows)))
+        length, device = batch.attention_mask.shape[1], batch.input_ids.device
+        with self.ledger.time("data"):
+            found = self.ahead.take(rows, length) if self.ahead else {}
+            rest = [name for name in names if name not in found]
+            read = self._read(rows, length, rest)
+            found |= {name: tensor.to(device, non_blocking=True) for name, tensor in read.items()}
+        return _put(signals, {name: found[name].float() for name in names})
+
+    def expect(self, ids: np.ndarray, needs: Needs) -> None:
+        """Begin to read the next batch, if all of it is there already."""
+        if self.ahead is None:
+            return
+        rows = self.plan.index[ids]
+        names = [name for name in signal_names(needs) if name in self.names]
+        if names and not len(self.store.missing(names, self.store.layout.blocks_of(rows))):
+            self.ahead.expect(rows, int(self.plan.split.lengths[rows].max()), names)
+
+    # ----------------------------------------------------------------- writing
+
+    def _compute(self, blocks: np.ndarray) -> None:
+        """Run the teacher on blocks and keep what it gives."""
+        # On a CPU one forward is one block, so that its bits are the same in each run. A GPU, of
+        # which that is not promised, gets as many as it likes.
+        together = max(1, self.plan.batch_size // BLOCK) if self.plan.device.type == "cuda" else 1
+        layout = self.store.layout
+        for start in range(0, len(blocks), together):
+            some = blocks[start : start + together]
+            parts = [layout.rows(block) for block in some]
+            batch = self.plan.split.batch(np.concatenate(parts)).to(self.plan.device)
+            signals = self._reader(batch, needs_of(self.names))
+            real = batch.attention_mask.bool()
+            values = {
+                name: self._fitting(name, _get(signals, name), real) for name in sorted(self.names)
+            }
+            self._keep(some, values)
+
+    def _fitting(self, name: str, values: Tensor, real: Tensor) -> np.ndarray:
+        """[vectors, width] in the store's precision."""
+        if self.store.slots[name].of_tokens:
+            values = values[real]
+        dtype = self.store.dtype
+        kept = values.to(torch.float16 if dtype.itemsize == 2 else torch.float32)
+        if not kept.isfinite().all():
+            raise UsageError(
+                f"--signals.dtype: the teacher's {name} has values that {dtype.name} cannot hold "
+                f"(largest {values.abs().max().item():g}). Use --signals.dtype float32; where it "
+                f"is that already, the teacher gives numbers that are not finite."
             )
-    if source == "live":
-        return plan.live(ledger)
-    if source == "disk":
-        return build_on_disk(plan, store, ledger, advance, say)
-    return build_in_memory(plan, ledger, advance)
+        return kept.cpu().numpy()
+
+    def _keep(self, blocks: np.ndarray, values: dict[str, np.ndarray]) -> None:
+        layout, slots = self.store.layout, self.store.slots
+        taken = dict.fromkeys(values, 0)
+        for block in blocks:
+            parts = {}
+            for name, value in values.items():
+                extent = layout.extent(slots[name], block)
+                end = taken[name] + extent.stop - extent.start
+                parts[name] = value[taken[name] : end]
+                taken[name] = end
+            self.store.keep(int(block), parts)
+
+    # ----------------------------------------------------------------- reading
+
+    def _read(self, rows: np.ndarray, length: int, names: Iterable[str]) -> dict[str, Tensor]:
+        """Name -> [b, width] or, of tokens, [b, length, width], in the store's precision."""
+        layout = self.store.layout
+        places = layout.place[rows]
+        starts, ends = layout.starts[places], layout.starts[places + 1]
+        pinned, found = self.plan.device.type == "cuda", {}
+        for name in names:
+            array, slot = self.store.arrays[name], self.store.slots[name]
+            shape = (len(rows), length, slot.width) if slot.of_tokens else (len(rows), slot.width)
+            dtype = torch.float16 if array.dtype.itemsize == 2 else torch.float32
+            tensor = torch.zeros(shape, dtype=dtype, pin_memory=pinned)
+            view = tensor.numpy()
+            if slot.of_tokens:
+                for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                    view[i, : end - start] = array[start:end]
+            else:
+                view[:] = array[places]
+            self.store.have_read(len(rows), view.nbytes)
+            found[name] = tensor
+        return found
 
 
-def _check_tokens(plan: CachePlan) -> None:
-    """A teacher with a tokenizer of its own has nothing to say of the student's tokens."""
-    kinds = [kind for kind in LAYERED if kind not in POOLED and getattr(plan.needs, kind)]
-    if plan.needs.logits and plan.split.spans is not None:
-        kinds.append("logits")
-    if plan.own_tokens and kinds:
-        raise UsageError(
-            f"--knowledge.pool: {', '.join(kinds)} of each token cannot be compared with a teacher "
-            f"that has another tokenizer than the student. Take response, cls_hidden or another "
-            f"kind on [CLS] states from it, or choose a teacher with the first one's tokenizer."
-        )
+def _get(signals: Signals, name: str) -> Tensor:
+    kind, _, layer = name.partition("/")
+    found = getattr(signals, kind)
+    return found[int(layer)] if layer else found
+
+
+def _put(signals: Signals, found: dict[str, Tensor]) -> Signals:
+    for name, tensor in found.items():
+        kind, _, layer = name.partition("/")
+        if layer:
+            getattr(signals, kind)[int(layer)] = tensor
+        else:
+            signals.logits = tensor
+    return signals

@@ -13,6 +13,7 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from ksel.config import RunConfig
+from ksel.costs import Costs, cost_lines, cost_table, multiples, search_cost
 from ksel.models import parameter_count
 from ksel.setup import Setup
 from ksel.stages import stage_ends, stage_shares
@@ -32,7 +33,7 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
 
     Args:
         setup: the run, prepared.
-        episode: optimiser updates of a search episode; None = no search.
+        episode: optimiser updates of a search episode; None = no search in episodes.
     """
     config = setup.config
     lines = []
@@ -52,13 +53,25 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
             "note: no student with all types on will stand beside the selected one; "
             "--references '[all]' adds it"
         )
-    if episode is None:
-        lines.append(f"search: none, {config.agent} does not learn")
-    else:
+    if episode is not None:
         total = config.episodes.count * episode
         lines.append(
             f"search: {config.episodes.count} episodes of {episode:,} updates = "
             f"{total / setup.updates:.2f} x the budget"
+        )
+    elif config.search == "online":
+        lines.append("search: online, while the one student trains")
+    elif config.search == "branch":
+        lines.append(
+            f"search: online, from {config.branches.count} branches of "
+            f"{config.branches.updates} updates after one another"
+        )
+    else:
+        lines.append(f"search: none, {config.agent} does not learn")
+    if setup.distiller.credit is not None:
+        lines.append(
+            f"rewards: predicted from credit ({setup.distiller.credit.method}), checked against true "
+            f"drops every {config.env.window} updates"
         )
     return lines
 
@@ -110,6 +123,7 @@ def summarize(
     teacher: dict[str, Any],
     students: list[dict[str, Any]],
     search: dict[str, Any] | None,
+    costs: Costs,
     writer: ScheduleWriter | None,
 ) -> dict[str, Any]:
     """The run's ``summary.json``, also of a run that ended early.
@@ -124,10 +138,12 @@ def summarize(
         teacher: figures of the teacher.
         students: figures of the finished students, the selected one first.
         search: figures of a finished search, with its ``seconds``.
+        costs: what each finished stage cost.
         writer: the decisions so far.
     """
     stages = ("search", "final", *(f"reference:{name}" for name in config.references))
     decisions = {stage: len(writer.rows(stage)) for stage in stages} if writer else {}
+    cost = multiples(costs, kept=_all_kept(setup))
     return {
         "status": status,
         "stage": stage,
@@ -146,7 +162,8 @@ def summarize(
         "decisions": {stage: count for stage, count in decisions.items() if count},
         "search": search,
         "shares_over_time": _shares_over_time(writer) if students and writer else [],
-        "cost": {**_cost(students, search), **(setup.ledger.flat() if setup else {})},
+        "search_cost": search_cost(cost, config.references),
+        "cost": {**cost, "stages": costs, **(setup.ledger.flat() if setup else {})},
         "pool": list(setup.pool.names) if setup else list(config.knowledge.pool),
         "student_start": f"{setup.plan.init} ({setup.plan.source})" if setup else None,
         "teacher_signals": setup.signals if setup else None,
@@ -159,23 +176,13 @@ def _rows(setup: Setup) -> dict[str, int]:
     return {name: split.num_examples for name, split in splits.items()}
 
 
+def _all_kept(setup: Setup | None) -> bool:
+    return setup is not None and all(source.cached for source in setup.distiller.sources)
+
+
 def _shares_over_time(writer: ScheduleWriter) -> list[list[float]]:
     actions = np.stack([row.action for row in writer.rows("final")])
     return time_means(actions, SHARE_PARTS).tolist()
-
-
-def _cost(students: list[dict[str, Any]], search: dict[str, Any] | None) -> dict[str, Any]:
-    """Seconds of search, final student and one plain distillation, and what is a multiple of what."""
-    seconds = {student["name"]: student["seconds"] for student in students}
-    plain, final = seconds.get("all"), seconds.get("selected")
-    searched = search["seconds"] if search else 0.0
-    return {
-        "search_seconds": searched,
-        "final_seconds": final,
-        "plain_seconds": plain,
-        "search_multiple": searched / plain if plain else None,
-        "total_multiple": (searched + final) / plain if plain and final is not None else None,
-    }
 
 
 # --------------------------------------------------------------------------- at the end
@@ -200,7 +207,11 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         what = "mean weight of each type" if soft else "share of the decisions with each type on"
         console.print(f"selected student: {what}, over its training", markup=False)
         console.print(shares_table(summary))
-    for line in cost_lines(summary):
+    table = cost_table(summary["cost"]["stages"])
+    if table is not None:
+        console.print("where the time went")
+        console.print(table)
+    for line in cost_lines(summary["cost"]):
         console.print(line, markup=False)
     console.print()
 
@@ -239,28 +250,6 @@ def shares_table(summary: Mapping[str, Any]) -> Table:
     for k, name in enumerate(summary["pool"]):
         table.add_row(Text(name), *(f"{part[k]:.2f}" for part in parts), f"{selected[name]:.2f}")
     return table
-
-
-def cost_lines(summary: Mapping[str, Any]) -> list[str]:
-    """The cost of the search beside one plain distillation, in words."""
-    cost = summary["cost"]
-    plain, search, final = (cost[f"{name}_seconds"] for name in ("plain", "search", "final"))
-    searched = _seconds(search) if search else "none"
-    if plain is None:
-        return [
-            f"cost of the search: {searched}; of the final student: {_seconds(final)} (as "
-            f"multiples of one plain distillation: with all among --references)"
-        ]
-    times = f" = {cost['search_multiple']:.2f} x plain" if search else ""
-    total = f"{_seconds(search + final)} = {cost['total_multiple']:.2f} x plain"
-    return [
-        f"cost of one plain distillation (all types on): {_seconds(plain)}",
-        f"cost of the search: {searched}{times}; with the final student: {total}",
-    ]
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.1f} s" if value >= 10 else f"{value:.2f} s"
 
 
 def _number(value: float | None, form: str) -> str:

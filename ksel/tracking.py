@@ -34,10 +34,15 @@ TAGS = {
     "reward": "reward/measured",
     "objective": "reward/objective",
     "drop": "reward/drop",
+    "predicted": "reward/predicted",
+    "correlation": "reward/correlation",
+    "slope": "reward/slope",
+    "sign_agreement": "reward/sign_agreement",
+    "trusted": "reward/trusted",
     "reward_scale": "reward/scale",
     "clip_norm": "grad_norm/total",
 }
-CHARTS = ("schedule", "loss", "grad_norm")
+CHARTS = ("schedule", "loss", "grad_norm", "credit")
 
 
 class Tracker:
@@ -112,19 +117,16 @@ class Tracker:
         action: np.ndarray,
         reward: float,
         info: Mapping[str, Any],
-        credit: np.ndarray | None = None,
     ) -> None:
-        """Record one decision: action [K], reward, the environment's ``info``, credit [K] if any.
+        """Record one decision: action [K], reward, the environment's ``info``.
+
+        A reward made from a predicted drop is ``reward/paid``, one from a true drop ``reward/measured``.
 
         Raises:
             UsageError: the disk is full.
         """
         values = {f"schedule/{name}": float(a) for name, a in zip(self.pool, action, strict=True)}
-        values["reward"] = float(reward)
-        if credit is not None:
-            values.update(
-                {f"credit/{name}": float(c) for name, c in zip(self.pool, credit, strict=True)}
-            )
+        values["reward/paid" if "predicted" in info else "reward"] = float(reward)
         self.log(stage, step, {**values, **info})
 
     def heat_map(

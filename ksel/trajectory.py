@@ -136,6 +136,17 @@ class ScheduleWriter:
             replace(self._rows[-1], probabilities=probabilities, log_prob=log_prob)
         )
 
+    def annotate_next(self, probabilities: np.ndarray, log_prob: float) -> None:
+        """As :meth:`annotate_last`, for the first of the decisions after the last annotated one."""
+        index = len(self._rows) - 1
+        while index > 0 and np.isnan(self._rows[index - 1].log_prob):
+            index -= 1
+        if index < 0:
+            raise ValueError("no decision to annotate")
+        self._rows[index] = self._checked(
+            replace(self._rows[index], probabilities=probabilities, log_prob=log_prob)
+        )
+
     def rows(self, stage: str) -> list[DecisionRow]:
         """The decisions of a stage so far."""
         return [row for row in self._rows if row.stage == stage]

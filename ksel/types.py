@@ -74,6 +74,20 @@ class Batch:
         cuts = torch.arange(len(self)).tensor_split(min(parts, len(self)))
         return [self._each(lambda tensor, index=index: tensor[index]) for index in cuts]  # type: ignore[misc]
 
+    def take(self, rows: Tensor) -> Batch:
+        """The examples with these places in the batch."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def trim(self, length: int) -> Batch:
+        """Cut to the first ``length`` tokens; what is cut off must be padding."""
+        types = self.token_type_ids
+        return replace(
+            self,
+            input_ids=self.input_ids[:, :length],
+            attention_mask=self.attention_mask[:, :length],
+            token_type_ids=None if types is None else types[:, :length],
+        )
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {

@@ -50,6 +50,18 @@ def summary(**changes: Any) -> dict[str, Any]:
             "plain_seconds": 61.25,
             "search_multiple": 1.44,
             "total_multiple": 2.48,
+            "stages": {
+                "search": {
+                    "seconds": 88.0,
+                    "parts": {
+                        "held_out": {"seconds": 30.0, "examples": 96_256},
+                        "teacher": {"seconds": 12.0, "examples": 4_000},
+                        "student_forward": {"seconds": 20.0, "examples": 12_032},
+                        "dev": {"seconds": 7.5, "examples": 2_000},
+                    },
+                },
+                "final": {"seconds": 64.0, "parts": {}},
+            },
         },
         "pool": list(POOL),
         "fallbacks": ["no network: the built-in corpus stands in for nyu-mll/glue"],

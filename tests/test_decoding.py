@@ -21,11 +21,11 @@ from ksel.errors import UsageError
 from ksel.evaluation import (
     evaluate_dev,
     finite_spans,
-    objective_value,
     predict_logits,
     score_answers,
     score_split,
 )
+from ksel.objectives import objective_value
 from ksel.spans import Spans
 from ksel.tasks import TASKS
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ksel.data import Split
 from ksel.errors import UsageError
-from ksel.evaluation import OBJECTIVES, objective_value, predict_logits, score
+from ksel.evaluation import predict_logits, score
+from ksel.objectives import OBJECTIVES, objective_value
 from ksel.tasks import TASKS, Task
 
 STSB = TASKS["stsb"]

@@ -344,3 +344,18 @@ def test_numbers_in_metrics_that_are_null_are_left_out(tmp_path: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"stage": "final", "step": 400, "student/accuracy": None}) + "\n")
     assert "Dev accuracy" in parse(write_report(run)).text
+
+
+def test_where_the_time_went_is_on_the_page(whole: Path) -> None:
+    text = parse(whole / "report.html").text
+    search = text[text.index("Where the time went: search") :]
+    assert "part examples seconds share teacher 4,000 12.00 14% student_forward 12,032" in search
+    assert "sum \u2013 88.00 100%" in search
+    assert "beside it: dev 2,000 7.50 \u2013" in search
+    assert "Where the time went: final" in search
+
+
+def test_why_there_is_no_multiple_is_on_the_page(tmp_path: Path) -> None:
+    told = {"multiple": None, "definition": "", "reason": "'all' was <not> run"}
+    text = parse(write_report(make_run(tmp_path / "run", search_cost=told))).text
+    assert "No multiple: 'all' was <not> run." in text

@@ -197,17 +197,27 @@ def test_cost_is_a_multiple_of_one_plain_distillation(job: Callable[[str], Outco
     seconds = {one["name"]: one["seconds"] for one in outcome.summary["students"]}
     assert all(value > 0 for value in seconds.values())
     assert cost["final_seconds"] == seconds["selected"]
-    assert cost["plain_seconds"] == seconds.get("all")
     if "all" not in seconds:
+        assert cost["plain_seconds"] is None
+        assert "not among --references" in outcome.summary["search_cost"]["reason"]
         assert cost["search_multiple"] is None
         assert cost["total_multiple"] is None
         assert "as multiples of one plain distillation" in outcome.out
         return
     search = outcome.summary["search"]
     assert cost["search_seconds"] == (search["seconds"] if search else 0.0)
-    assert cost["search_multiple"] == pytest.approx(cost["search_seconds"] / seconds["all"])
-    total = (cost["search_seconds"] + seconds["selected"]) / seconds["all"]
+    stages = cost["stages"]
+    paid = [
+        stages[stage]["parts"].get("teacher", {})
+        for stage in ("search", "final")
+        if stage in stages
+    ]
+    plain = seconds["all"] + sum(part.get("seconds", 0.0) for part in paid)
+    assert cost["plain_seconds"] == pytest.approx(plain)
+    assert cost["search_multiple"] == pytest.approx(cost["search_seconds"] / plain)
+    total = (cost["search_seconds"] + seconds["selected"]) / plain
     assert cost["total_multiple"] == pytest.approx(total)
+    assert outcome.summary["search_cost"]["multiple"] == cost["total_multiple"]
     assert f"= {total:.2f} x plain" in outcome.out
 
 

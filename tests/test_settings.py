@@ -81,7 +81,7 @@ CHANGED: dict[str, Any] = {
     "fine_tune.seed": 4,
     "fine_tune.together": False,
     "signals.source": "disk",
-    "signals.limit_mb": 2048,
+    "signals.budget": 100,
     "signals.dtype": "float16",
     "knowledge.pool": ["label", "response"],
     "knowledge.temperature": 2.0,

@@ -406,7 +406,7 @@ def test_stages_are_reported_to_their_end(
     notes = Notes()
     values = tiny_settings(teacher=str(encoder), fine_tune={"max_updates": 3})
     setup = prepare(config_from_dict(values), notes)  # type: ignore[arg-type]
-    assert notes.stages == {"teacher": [3, 3, -1], "teacher signals": [176, 176, -1]}
+    assert notes.stages == {"teacher": [3, 3, -1]}
     assert any("176 train, 24 reward (cut from train), 40 dev" in line for line in notes.said)
     assert setup.fallbacks == []
     again = Notes()

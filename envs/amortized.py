@@ -1,0 +1,82 @@
+"""Rewards without measuring each decision: drops predicted from credit, checked over windows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from envs.calibration import Calibration, Verdict
+from ksel.records import Update
+
+
+@dataclass
+class Amortized:
+    """What an episode with predicted rewards keeps in mind.
+
+    Attributes:
+        count: number of knowledge types K.
+        window: updates between two measurements of the true drop.
+        memory: updates over which the credit that is observed is averaged.
+        credit: [K] decaying mean of the credit of an update; nan before the first.
+        predicted: predicted drops of the window so far.
+        updates: updates of the window so far.
+        calibration: of the windows that are over.
+        verdict: the last judgement on them; None = too few windows.
+    """
+
+    count: int
+    window: int
+    memory: int
+    credit: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    predicted: float = 0.0
+    updates: int = 0
+    calibration: Calibration = field(default_factory=Calibration)
+    verdict: Verdict | None = None
+
+    def __post_init__(self) -> None:
+        if self.credit.size == 0:
+            self.credit = np.full(self.count, math.nan)
+
+    def add(self, updates: list[Update]) -> tuple[float, np.ndarray]:
+        """Take in a decision's updates.
+
+        Returns:
+            The drop predicted for the decision, and each type's part in it [K]; nan where unknown.
+        """
+        keep = 1.0 - 1.0 / self.memory
+        for update in updates:
+            fresh = np.isnan(self.credit)
+            mean = keep * self.credit + (1.0 - keep) * update.credit
+            self.credit = np.where(
+                np.isnan(update.credit), self.credit, np.where(fresh, update.credit, mean)
+            )
+        self.updates += len(updates)
+        predicted = float(sum(update.predicted for update in updates))
+        self.predicted += predicted
+        return predicted, np.sum([update.credit for update in updates], axis=0)
+
+    @property
+    def due(self) -> bool:
+        """True if the window is over."""
+        return self.updates >= self.window
+
+    def close(self, drop: float) -> None:
+        """End the window, whose true drop was measured; judge the windows so far."""
+        self.calibration.add(self.predicted, drop)
+        self.verdict = self.calibration.verdict()
+        self.skip()
+
+    def skip(self) -> None:
+        """Begin a window anew without judging the one before."""
+        self.predicted, self.updates = 0.0, 0
+
+    @property
+    def trusted(self) -> bool:
+        """False where the windows say that predictions do not go with true drops."""
+        return self.verdict is None or self.verdict.trusted
+
+    def copy(self) -> Amortized:
+        """An independent copy."""
+        return replace(self, credit=self.credit.copy(), calibration=self.calibration.copy())

@@ -1,0 +1,98 @@
+"""Branches: the student is forked, each fork holds one mask on the same batches, all are measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from envs.distillation import DistillationEnv
+
+
+@dataclass(frozen=True)
+class Step:
+    """One decision of a branch.
+
+    Attributes:
+        action: [K] as carried out.
+        before: the ``training`` vector that it was taken at.
+        reward, terminated, info: as of :meth:`DistillationEnv.step`.
+    """
+
+    action: np.ndarray
+    before: np.ndarray
+    reward: float
+    terminated: bool
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Branched:
+    """What came of a fork; the student goes on from the branch that was chosen.
+
+    Attributes:
+        drops: [N] true drop of the objective over each branch; nan where it diverged.
+        advantages: [N] drops minus their mean, over their deviation; a diverged branch has the least.
+        chosen: number of the branch with the largest drop.
+        steps: its decisions.
+        observation: after it.
+        terminated: True if the episode is over.
+        info: of its last decision.
+    """
+
+    drops: np.ndarray
+    advantages: np.ndarray
+    chosen: int
+    steps: list[Step]
+    observation: dict[str, np.ndarray]
+    terminated: bool
+    info: dict[str, Any]
+
+    @property
+    def decisions(self) -> int:
+        """Decisions that the episode has gone on by."""
+        return len(self.steps)
+
+
+def fork(env: DistillationEnv, masks: np.ndarray, updates: int) -> Branched:
+    """Hold each mask for ``updates`` updates from where the student is, and keep the best branch.
+
+    Args:
+        env: in an episode that is measured.
+        masks: [N, K], N >= 1.
+        updates: optimiser updates of a branch; it ends with its stage and with the episode.
+    """
+    objective = env.objective_now()
+    start = env.get_snapshot()
+    best: tuple[int, Any, list[Step]] | None = None
+    drops = np.full(len(masks), math.nan)
+    try:
+        for number, mask in enumerate(masks):
+            if number:
+                env.set_snapshot(start)
+            steps = env.hold_branch(mask, updates)
+            if "reason" not in steps[-1].info:
+                drops[number] = objective - steps[-1].info["objective"]
+            if best is None or drops[number] > drops[best[0]] or np.isnan(drops[best[0]]):
+                best = (number, env.get_snapshot(None if best is None else best[1]), steps)
+    except BaseException:
+        env.set_snapshot(start)  # Ctrl-C: no branch was chosen, so none counts
+        raise
+    assert best is not None
+    chosen, end, steps = best
+    observation = env.set_snapshot(end)
+    last = steps[-1]
+    return Branched(drops, relative(drops), chosen, steps, observation, last.terminated, last.info)
+
+
+def relative(drops: np.ndarray) -> np.ndarray:
+    """Group-relative advantages of drops [N]; all 0 where none differs or fewer than two are known."""
+    known = np.isfinite(drops)
+    filled = np.where(known, drops, drops[known].min() if known.any() else 0.0)
+    spread = filled.std()
+    if spread < 1e-12:
+        return np.zeros(len(drops))
+    return (filled - filled.mean()) / spread

@@ -1,0 +1,143 @@
+"""The objectives that rewards are drops of: their values, and the differentiable losses behind them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from ksel.errors import UsageError, unknown_name
+from ksel.tasks import Task
+
+OBJECTIVES = ("cross_entropy", "calibrated", "margin")
+"""Names of the objectives; see :func:`objective_value`."""
+
+LOG_TEMPERATURE = (-5.0, 5.0)
+"""Natural logarithms of the smallest and largest temperature that ``calibrated`` may choose."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``calibrated`` fits to the logits of a whole split: ``slope * logits + intercept``.
+
+    Classes and spans have a slope alone, one over the temperature.
+    """
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+def objective_value(
+    name: str, logits: Tensor, labels: Tensor, task: Task, margin_width: float
+) -> float:
+    """The number whose drop is a reward; lower is better; nan for logits that are not all finite.
+
+    For spans start and end count alike: each is a choice among the real tokens of its window.
+
+    * ``cross_entropy``: mean cross-entropy (nats); for regression the mean squared error.
+    * ``calibrated``: mean cross-entropy at the temperature that makes it least; for regression the
+      mean squared error after the best affine fit. Both ignore over- and under-confidence.
+    * ``margin``: mean ``sigmoid(-(logit of the label - largest other logit) / margin_width)``, a
+      smooth share of errors. Not for regression.
+
+    Args:
+        name: one of :data:`OBJECTIVES`.
+        logits: [N, C], [N, 1] for regression, or [N, L, 2] for spans, padded with -inf.
+        labels: [N] int64 class ids or float scores, or [N, 2] int64 tokens.
+        task: decides between classes, scores and spans.
+        margin_width: width of the smooth step of ``margin`` (logits).
+
+    Raises:
+        UsageError: unknown name, ``margin`` for regression, a width that is not positive.
+    """
+    check_objective(name, task)
+    padded = logits == -torch.inf if task.is_span else torch.zeros_like(logits, dtype=torch.bool)
+    if not bool((torch.isfinite(logits) | padded).all()):
+        return math.nan
+    logits = logits.double()
+    fit = fit_objective(name, logits, labels, task)
+    return float(objective_loss(name, logits, labels, task, margin_width, fit))
+
+
+def _log_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Logarithm of the temperature at which the cross-entropy of logits [N, C] is least."""
+
+    def loss(log_temperature: float) -> float:
+        return float(F.cross_entropy(logits * np.exp(-log_temperature), labels))
+
+    # convex in 1/T, so it has one minimum in log T as well
+    fit = minimize_scalar(loss, bounds=LOG_TEMPERATURE, method="bounded", options={"xatol": 1e-6})
+    return min((float(fit.x), *LOG_TEMPERATURE), key=loss)
+
+
+def check_objective(name: str, task: Task) -> None:
+    """Refuse an objective that the task has none of.
+
+    Raises:
+        UsageError: unknown name, or ``margin`` for regression.
+    """
+    if name not in OBJECTIVES:
+        raise unknown_name("objective", name, OBJECTIVES, "--env.objective")
+    if name == "margin" and task.is_regression:
+        raise UsageError(
+            f"--env.objective margin: task {task.name} has scores, not classes; use cross_entropy "
+            f"(mean squared error) or calibrated (after the best affine fit)."
+        )
+
+
+def fit_objective(name: str, logits: Tensor, labels: Tensor, task: Task) -> Fit:
+    """The fit at which ``calibrated`` is least; other objectives fit nothing.
+
+    Arguments as of :func:`objective_value`; the logits must be finite (but for padding).
+    """
+    if name != "calibrated":
+        return Fit()
+    logits = logits.double()
+    if task.is_regression:
+        x, y = logits[:, 0], labels.double()
+        x_mean, y_mean = x.mean(), y.mean()
+        spread = (x - x_mean).square().mean()
+        slope = ((x - x_mean) * (y - y_mean)).mean() / spread if spread > 0 else spread * 0.0
+        return Fit(float(slope), float(y_mean - slope * x_mean))
+    return Fit(float(np.exp(-_log_temperature(*_choices(logits, labels, task)))))
+
+
+def objective_loss(
+    name: str, logits: Tensor, labels: Tensor, task: Task, margin_width: float, fit: Fit
+) -> Tensor:
+    """The objective of a batch as a scalar that can be differentiated.
+
+    The derivative of ``calibrated`` with its fit held still is that of :func:`objective_value`:
+    at the best fit the derivative with respect to the fit is 0.
+
+    Args:
+        name, logits, labels, task, margin_width: as of :func:`objective_value`.
+        fit: of a whole split, see :func:`fit_objective`.
+
+    Raises:
+        UsageError: a width that is not positive.
+    """
+    if name == "calibrated":
+        logits = logits * fit.slope + fit.intercept
+    if task.is_regression:
+        return F.mse_loss(logits[:, 0], labels.to(logits.dtype))
+    logits, labels = _choices(logits, labels, task)
+    if name != "margin":
+        return F.cross_entropy(logits, labels)
+    if margin_width <= 0:
+        raise UsageError(f"--env.margin_width: {margin_width}; give a width above 0 (logits).")
+    own = logits.gather(1, labels[:, None])[:, 0]
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return torch.sigmoid((others - own) / margin_width).mean()
+
+
+def _choices(logits: Tensor, labels: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Spans as choices among tokens: start and end one after the other."""
+    if not task.is_span:
+        return logits, labels
+    return logits.transpose(1, 2).flatten(0, 1), labels.flatten()

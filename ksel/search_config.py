@@ -1,0 +1,47 @@
+"""Settings of the amortised search: credit, branches; part of :mod:`ksel.config`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class CreditConfig:
+    """Credit: the predicted drop of the objective on the reward split owed to each knowledge type."""
+
+    rows: int = 8
+    """Rows of the reward split in one held-out gradient."""
+    every: int = 1
+    """Updates between two held-out gradients."""
+    horizon: int = 100
+    """Updates over which the running average of held-out gradients reaches."""
+    batch: int = 8
+    """Rows of the training batch on which the derivatives of the K losses are taken; 0 = all."""
+    interval: int = 2
+    """Updates between two passes for the derivatives; between them the last ones hold."""
+    window: int = 10
+    """Updates over which the credit that agents see is averaged."""
+    method: Literal["auto", "jvp", "difference"] = "auto"
+    """jvp: one forward-mode pass, exact; difference: one more forward, a finite difference; auto: the
+    one that is faster on the device."""
+    preconditioner: Literal["adam", "none"] = "adam"
+    """adam: the direction of an AdamW update; none: that of plain gradient descent."""
+    embeddings: bool = False
+    """Let the word embeddings take part in the direction; few of their rows are in a batch."""
+    clip: bool = True
+    """Take into account that gradients are clipped, so that types share a limited length."""
+    clip_every: int = 50
+    """Updates between two measurements of how the types' gradients lie to each other."""
+
+
+@dataclass
+class BranchesConfig:
+    """Branches: the student is forked, each fork holds one mask, and all are measured."""
+
+    count: int = 4
+    """Forks."""
+    updates: int = 10
+    """Updates for which each fork holds its mask."""
+    every: int = 50
+    """Updates from the start of one fork to that of the next."""
