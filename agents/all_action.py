@@ -154,11 +154,11 @@ class AllAction(BaseAlgorithm):
         callback.on_rollout_start()
         updates = 0
         while self.num_timesteps < total:
-            forked = self._branching()
-            if not (self._fork(callback) if forked else self._step(callback)):
+            decide = self._fork if self._branching() else self._step
+            if not decide(callback):
                 break
             full = len(self.rollout.rewards) >= self.settings.n_steps
-            if full or forked or self.num_timesteps >= total or self._branching():
+            if full or self.num_timesteps >= total or self._branching():
                 updates += 1
                 callback.on_rollout_end()
                 if log_interval and updates % log_interval == 0:
@@ -269,7 +269,9 @@ class AllAction(BaseAlgorithm):
 
     def _branching(self) -> bool:
         env = cast(VecEnv, self.env)
-        return env.num_envs == 1 and env.has_attr("branching") and env.get_attr("branching")[0]
+        if self.kind == "sigmoid" or env.num_envs > 1 or not env.has_attr("branching"):
+            return False  # a sigmoid has one mask to try
+        return env.get_attr("branching")[0]
 
     def _fork(self, callback: BaseCallback) -> bool:
         """Try masks side by side and learn from how they compare; False = stop."""
@@ -284,7 +286,11 @@ class AllAction(BaseAlgorithm):
         repeated = logits.detach().expand(count, -1)
         scores = score(repeated, torch.as_tensor(masks), self.kind, concentration)
         advantage = torch.as_tensor(branched.advantages, dtype=scores.dtype)
-        self._climb(logits, (scores * advantage[:, None]).mean(0, keepdim=True), None)
+        gradient = (scores * advantage[:, None]).mean(0, keepdim=True)
+        known = np.isfinite(self._credit(branched.info))
+        if known.any():  # the others cannot be selected now
+            gradient[:, ~known] = 0.0
+        self._climb(logits, gradient, None)
         self.num_timesteps += branched.decisions
         report = p.astype(np.float32), self._log_prob(masks[branched.chosen], at)
         reports = [report] * branched.decisions
@@ -309,19 +315,17 @@ class AllAction(BaseAlgorithm):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """Actions for one observation or a batch; ``deterministic``: the most likely ones."""
-        return self.policy.predict(observation, state, episode_start, deterministic)
-
     def frozen(self, final: str = "sample") -> FactorisedPolicy:
-        """A copy of the policy as it is now; needs an observation of parts by name."""
-        assert isinstance(self.observation_space, spaces.Dict)
+        """A copy of the policy as it is now.
+
+        Raises:
+            UsageError: the observation is not a ``Dict`` of vectors, as files of policies have it.
+        """
+        if not isinstance(self.observation_space, spaces.Dict):
+            raise UsageError(
+                "AllAction.save: the observation must be a Dict of vectors. Wrap the environment so "
+                "that it gives its vector a name, such as training."
+            )
         network = copy.deepcopy(self.policy)
         return FactorisedPolicy(network, self.pool, self.observation_space, final)
 

@@ -162,31 +162,33 @@ def check_all_action(settings: AllActionConfig, soft: bool) -> None:
         refuse_not_positive(f"--all_action.{name}", getattr(settings, name))
     for name in ("gamma", "gae_lambda"):
         refuse_outside_unit(f"--all_action.{name}", getattr(settings, name))
-    for name in ("entropy", "start"):
-        value, least = getattr(settings, name), name == "entropy"
-        if not (0.0 < value < 1.0 or (least and value == 0)):
-            raise UsageError(
-                f"--all_action.{name} is {value}; give a number {'from 0 to below 1' if least else 'between 0 and 1'}, "
-                f"such as {getattr(AllActionConfig(), name)}."
-            )
+    if not 0.0 <= settings.entropy < 1.0:
+        raise UsageError(
+            f"--all_action.entropy is {settings.entropy}; give a number from 0 to below 1, such as 0.1."
+        )
+    if not 0.0 < settings.start < 1.0:
+        raise UsageError(
+            f"--all_action.start is {settings.start}; give a number between 0 and 1, such as 0.85."
+        )
     refuse_bad_widths("--all_action.net_arch", settings.net_arch)
-    sigmoid = soft and settings.soft == "sigmoid"
-    unused = {
-        "soft": (not soft, "hard actions", "set --env.actions soft"),
-        "concentration": (
-            not soft or sigmoid,
-            "the sigmoid" if sigmoid else "hard actions",
-            "choose beta" if sigmoid else "set --env.actions soft",
-        ),
-        "gamma": (sigmoid, "the sigmoid, which tries nothing", "choose beta"),
-        "gae_lambda": (
-            sigmoid or settings.n_steps == 1,
-            "the sigmoid, which tries nothing" if sigmoid else "--all_action.n_steps 1",
-            "choose beta" if sigmoid else "raise n_steps",
-        ),
-    }
-    for name, (off, why, instead) in unused.items():
-        if off and getattr(settings, name) != getattr(AllActionConfig(), name):
+    _refuse_unused(settings, soft)
+
+
+def _refuse_unused(settings: AllActionConfig, soft: bool) -> None:
+    unused: dict[str, tuple[str, str]] = {}
+    if settings.n_steps == 1:
+        unused["gae_lambda"] = ("--all_action.n_steps 1", "raise n_steps")
+    if not soft:
+        unused |= dict.fromkeys(
+            ("soft", "concentration"), ("hard actions", "set --env.actions soft")
+        )
+    elif settings.soft == "sigmoid":
+        unused |= dict.fromkeys(
+            ("concentration", "gamma", "gae_lambda"),
+            ("--all_action.soft sigmoid, which draws nothing", "set --all_action.soft beta"),
+        )
+    for name, (why, instead) in unused.items():
+        if getattr(settings, name) != getattr(AllActionConfig(), name):
             raise UsageError(
                 f"--all_action.{name} is not used with {why}. Leave it out, or {instead}."
             )

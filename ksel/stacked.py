@@ -18,7 +18,7 @@ from ksel.errors import UsageError
 from ksel.evaluation import predict_logits
 from ksel.optim import linear_schedule
 from ksel.records import DivergedError, Snapshot, Update, blank_update
-from ksel.stacked_memory import chunk_size
+from ksel.stacked_memory import changing, chunk_size
 from ksel.stacked_step import StackedStep
 from ksel.stacking import StackedModel, why_not
 
@@ -55,7 +55,8 @@ class StackedDistiller:
         say: called with a line for the user.
 
     Attributes:
-        weights: each parameter of ``distiller.parameters`` as [N, ...].
+        parameters: those of the distiller that change, see :func:`ksel.stacked_memory.changing`.
+        weights: each of them as [N, ...].
         moments: each tensor of AdamW's state as [N, ...].
         sizes: N running sizes.
         checked: [N, K] bool, types whose gradient was seen.
@@ -77,13 +78,9 @@ class StackedDistiller:
         self.students = students
         self.mode = mode
         chunk = chunk_size(distiller, students, mode, say)
-        state = distiller.optimizer.state
-        groups = [g["params"] for g in distiller.optimizer.param_groups]
-        self._trained = [p for params in groups for p in params]
-        self._moments_of = [
-            state[p][name] for p in self._trained for name in ("step", "exp_avg", "exp_avg_sq")
-        ]
-        self.weights = [p.new_empty(students, *p.shape).detach() for p in distiller.parameters]
+        self.parameters = changing(distiller)
+        self._moments_of = list(distiller._moments)
+        self.weights = [p.new_empty(students, *p.shape).detach() for p in self.parameters]
         self.moments = [t.new_empty(students, *t.shape) for t in self._moments_of]
         self._step = StackedStep(self, chunk, say) if mode == "vmap" else None
         self.reset(data_seed=0, updates=distiller.parts.updates)
@@ -136,7 +133,7 @@ class StackedDistiller:
     def _fresh_weights(self, student: int) -> None:
         core = self.distiller
         initial = {id(t): first for t, first in zip(core.tensors, core.initial, strict=True)}
-        for p, stack in zip(core.parameters, self.weights, strict=True):
+        for p, stack in zip(self.parameters, self.weights, strict=True):
             stack[student].copy_(initial[id(p)])
         for stack in self.moments:
             stack[student].zero_()
@@ -179,7 +176,7 @@ class StackedDistiller:
         core = self.distiller
         core.restore(state)
         self._life = core.life
-        for p, stack in zip(core.parameters, self.weights, strict=True):
+        for p, stack in zip(self.parameters, self.weights, strict=True):
             stack.copy_(p.detach().expand_as(stack))
         for t, stack in zip(self._moments_of, self.moments, strict=True):
             stack.copy_(t.expand_as(stack))
@@ -220,7 +217,7 @@ class StackedDistiller:
         core = self.distiller
         state = distiller.snapshot()
         place = {id(t): i for i, t in enumerate(distiller.tensors)}
-        for p, stack in zip(distiller.parameters, self.weights, strict=True):
+        for p, stack in zip(changing(distiller), self.weights, strict=True):
             state.weights[place[id(p)]].copy_(stack[student])
         for t, stack in zip(state.moments, self.moments, strict=True):
             t.copy_(stack[student])
@@ -241,7 +238,7 @@ class StackedDistiller:
     def student(self, n: int) -> Iterator[Distiller]:
         """Inside, the distiller is student ``n``: what is done with it is done to that student."""
         core = self.distiller
-        tensors = [*core.parameters, *self._moments_of]
+        tensors = [*self.parameters, *self._moments_of]
         own = [t.data for t in tensors]
         sizes, checked, rng = core.sizes, core.checked, core.generator.state
         for t, stack in zip(tensors, (*self.weights, *self.moments), strict=True):
@@ -311,7 +308,8 @@ class StackedDistiller:
             return torch.stack(parts)
 
         def some(students: range) -> Tensor:
-            names = [name for name, _ in core.student.named_parameters()]
+            named = core.student.named_parameters()
+            names = [name for name, p in named if p.requires_grad]
             first, last = students.start, students.stop
             stacks = zip(names, self.weights, strict=False)  # the projections come after
             model = StackedModel(core.student, {name: w[first:last] for name, w in stacks})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ksel.distiller import Distiller
+from ksel.embeddings import word_embeddings
 from ksel.errors import UsageError
 from ksel.models import shape_of
 
@@ -19,9 +21,17 @@ MAPS = 4
 """Copies of a map [b, heads, n, n] that attention, or a loss on relations, keeps for backward."""
 
 
+def changing(distiller: Distiller) -> list[Tensor]:
+    """The parameters that training moves: those with a gradient, and lazy word embeddings."""
+    trained: list[Tensor] = list(distiller.parameters)
+    if distiller.parts.optim.embeddings == "lazy":
+        trained.append(word_embeddings(distiller.student).weight)
+    return trained
+
+
 def state_bytes(distiller: Distiller) -> int:
-    """What one student keeps between updates: weights and both of AdamW's moments (bytes)."""
-    return 3 * sum(p.numel() * p.element_size() for p in distiller.parameters)
+    """What one student keeps between updates: weights and AdamW's moments (bytes)."""
+    return _bytes((*changing(distiller), *distiller._moments))
 
 
 def work_bytes(distiller: Distiller) -> int:
@@ -38,7 +48,11 @@ def work_bytes(distiller: Distiller) -> int:
         maps += len(related | type.student.key) * shape.heads
     states = shape.layers * (LAYER_STATES * shape.width + 2 * shape.feed_forward)
     activations = 4 * rows * length * (states + MAPS * maps * length)
-    return activations + state_bytes(distiller) // 3
+    return activations + _bytes(distiller.parameters)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def free_bytes(device: torch.device) -> int | None:

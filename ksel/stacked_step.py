@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from ksel.errors import UsageError
 from ksel.knowledge import units
 from ksel.observing import Observed
 from ksel.records import Update
+from ksel.stacked_sums import Gradients, Job, Totals, add_gradients, along, norms_of
 from ksel.stacking import Seen, SideBySide
 from ksel.types import Batch, Needs, Signals
 
@@ -24,60 +25,6 @@ if TYPE_CHECKING:
     from ksel.stacked import StackedDistiller
 
 T = TypeVar("T")
-Gradients = list[Tensor | None]
-"""For each parameter [n, ...]; None = nothing that is learned depends on it."""
-
-
-@dataclass
-class Job:
-    """One update of all students.
-
-    Attributes:
-        parts: micro-batches with each teacher's signals.
-        amounts: [K] units of each type in the whole batch.
-        actions: [N, K] what each student learns from, stage and schedule applied.
-        off: for each student the types that are only looked at.
-        records: what each student's update leaves behind.
-        observe: also look at entropy, agreement and the rest.
-    """
-
-    parts: list[tuple[Batch, list[Signals]]]
-    amounts: list[Tensor]
-    actions: np.ndarray
-    off: list[list[int]]
-    records: list[Update]
-    observe: bool
-
-    def active(self, n: int) -> list[int]:
-        """Types that student ``n`` learns from."""
-        return [int(k) for k in np.flatnonzero(self.actions[n] > 0)]
-
-
-@dataclass
-class Totals:
-    """Sums over the micro-batches, for some students.
-
-    Attributes:
-        losses: type -> [n].
-        sums: of :class:`ksel.observing.Observed`, [n, ...].
-        examples: examples so far.
-        grads: gradients of the weighted losses.
-        each: type -> gradients of its own loss, where they are measured.
-    """
-
-    losses: dict[int, Tensor] = field(default_factory=dict)
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    examples: int = 0
-    grads: Gradients = field(default_factory=list)
-    each: dict[int, Gradients] = field(default_factory=dict)
-
-    def add(self, seen: Seen, examples: int) -> None:
-        """Take in a micro-batch."""
-        for k, value in (*seen.learned.items(), *seen.looked.items()):
-            _add(self.losses, k, value.detach())
-        for name, value in seen.sums.items():
-            _add(self.sums, name, value)
-        self.examples += examples
 
 
 class StackedStep:
@@ -255,8 +202,8 @@ class StackedStep:
     def _leaves(self, students: range) -> list[Tensor]:
         """The students' weights as the ends of a graph of its own."""
         return [
-            stack[students.start : students.stop].detach().requires_grad_(i in self.slices)
-            for i, stack in enumerate(self.of.weights)
+            stack[students.start : students.stop].detach().requires_grad_()
+            for stack in self.of.weights
         ]
 
     def _look(
@@ -285,22 +232,18 @@ class StackedStep:
         separate: bool,
     ) -> None:
         """Add the gradients of a micro-batch; ``weight`` [n, K]."""
-        trained = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
-        asked = [leaves[i] for i in trained]
         for k, value in values.items():
             if not value.requires_grad:
                 raise self.core._no_gradient(k)
         if values and not separate:
             total = torch.stack([weight[:, k] * value for k, value in values.items()]).sum()
-            found = torch.autograd.grad(total, asked, allow_unused=True)
-            _add_gradients(totals.grads, trained, found)
+            add_gradients(totals.grads, torch.autograd.grad(total, leaves, allow_unused=True))
             return
         for k, value in values.items():
-            found = torch.autograd.grad(value.sum(), asked, retain_graph=True, allow_unused=True)
-            each = totals.each.setdefault(k, [None] * len(leaves))
-            _add_gradients(each, trained, found)
-            mine = [None if g is None else g * _along(weight[:, k], g) for g in found]
-            _add_gradients(totals.grads, trained, mine)
+            found = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
+            add_gradients(totals.each.setdefault(k, [None] * len(leaves)), found)
+            mine = [None if g is None else g * along(weight[:, k], g) for g in found]
+            add_gradients(totals.grads, mine)
 
     def _finish(
         self, job: Job, students: range, learn: list[int], look: list[int], totals: Totals
@@ -311,10 +254,10 @@ class StackedStep:
             Students whose gradient is not finite though their losses are. A type that they have
             off may have spoilt it (0 x infinity); it is not in the way of a student by itself.
         """
-        norms = _norms(totals.grads) if learn else None
+        norms = norms_of(totals.grads) if learn else None
         columns = [totals.losses[k] for k in learn + look] + ([] if norms is None else [norms])
         values = torch.stack(columns, 1).tolist() if columns else [[] for _ in students]
-        own = {k: _norms(each).tolist() for k, each in totals.each.items()}
+        own = {k: norms_of(each).tolist() for k, each in totals.each.items()}
         for k, each in totals.each.items():
             self.reached[k] = np.array([g is not None for g in each])
         sums = {name: value.cpu() for name, value in totals.sums.items()}
@@ -389,8 +332,13 @@ class StackedStep:
         if limit <= 0:
             return
         factor = (limit / (norms + 1e-6)).clamp(max=1.0)
+        owners = Counter(g.untyped_storage().data_ptr() for g in grads if g is not None)
         for i, g in enumerate(grads):
-            grads[i] = None if g is None else g * _along(factor, g)
+            if g is None:
+                continue
+            # autograd may hand one tensor out for several parameters
+            mine = g.is_contiguous() and owners[g.untyped_storage().data_ptr()] == 1
+            grads[i] = g.mul_(along(factor, g)) if mine else g * along(factor, g)
 
     def _apply(self, job: Job, students: range, well: Iterable[int], grads: Gradients) -> None:
         """AdamW of each student on the parameters that its own types reach, and on no others."""
@@ -427,25 +375,3 @@ class StackedStep:
                 eps=group["eps"],
                 maximize=False,
             )
-
-
-def _add(sums: dict[Any, Tensor], key: Any, value: Tensor) -> None:
-    sums[key] = sums[key] + value if key in sums else value
-
-
-def _add_gradients(into: Gradients, places: list[int], found: Iterable[Tensor | None]) -> None:
-    for i, g in zip(places, found, strict=True):
-        before = into[i]
-        if g is not None:
-            into[i] = g if before is None else before + g
-
-
-def _along(values: Tensor, like: Tensor) -> Tensor:
-    """[n] -> [n, 1, ...], to go with [n, ...]."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _norms(grads: Gradients) -> Tensor:
-    """Each student's norm over all parameters [n]."""
-    parts = [g.flatten(1).norm(dim=1) for g in grads if g is not None]
-    return torch.stack(parts).norm(dim=0)

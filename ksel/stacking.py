@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from transformers import PreTrainedModel
@@ -52,6 +53,53 @@ def additive_mask(attention_mask: Tensor, dtype: torch.dtype) -> Tensor:
     return zeros.masked_fill(~real, torch.finfo(dtype).min)
 
 
+class WordEmbeddings:
+    """Looks the words of N students up at once, outside vmap.
+
+    vmap would turn the N matrices into one with N times as many columns, and their gradient back
+    again: copies of what is most of a small student.
+
+    Args:
+        student: the model.
+        named: the module whose names the weights have.
+    """
+
+    def __init__(self, student: PreTrainedModel, named: nn.Module) -> None:
+        self.module: Any = student.get_input_embeddings()
+        places = {id(p): name for name, p in named.named_parameters()}
+        self.name = places[id(self.module.weight)]
+
+    def taken_from(self, weights: Weights) -> tuple[dict[str, Tensor], Tensor | None]:
+        """All other weights, and the stacked embedding matrix [N, V, h]; None where it is frozen."""
+        others = dict(weights)
+        return others, others.pop(self.name, None)
+
+    def look_up(self, stack: Tensor | None, input_ids: Tensor) -> Tensor | None:
+        """[N, V, h] and [b, n] -> [N, b, n, h]; None without the former."""
+        if stack is None:
+            return None
+        count, words, _ = stack.shape
+        first = words * torch.arange(count, device=stack.device)
+        found = F.embedding(input_ids + first[:, None, None], stack.flatten(0, 1))
+        padding = self.module.padding_idx
+        if padding is None:
+            return found
+        # as in the module itself, the vector of the padding word gets no gradient
+        return torch.where((input_ids == padding)[..., None], found.detach(), found)
+
+    @contextmanager
+    def given(self, embedded: Tensor | None) -> Iterator[None]:
+        """Inside, the module gives these [b, n, h], whatever it is asked; None = its own."""
+        if embedded is None:
+            yield
+            return
+        self.module.forward = lambda input_ids: embedded
+        try:
+            yield
+        finally:
+            del self.module.forward
+
+
 @dataclass
 class Seen:
     """What one forward pass of N students gives.
@@ -82,8 +130,8 @@ class SideBySide(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Names of the parameters, in the order of ``Distiller.parameters``."""
-        return [name for name, _ in self.named_parameters()]
+        """Names of what is trained, in the order of ``Distiller.parameters``."""
+        return [name for name, p in self.named_parameters() if p.requires_grad]
 
     def look(
         self,
@@ -108,15 +156,21 @@ class SideBySide(nn.Module):
         """
         learn, look = list(learn), list(look)
         dtype = next(iter(weights.values())).dtype
-        batch = masked(batch, dtype)
+        ready = masked(batch, dtype)
+        words = WordEmbeddings(self.student, self)
+        others, stack = words.taken_from(weights)
 
-        def one(own: Weights) -> Any:
-            return functional_call(
-                self, dict(own), (batch, teachers, amounts, learn, look, observe)
-            )
+        embedded = words.look_up(stack, batch.input_ids)
+
+        def one(own: Weights, embedded: Tensor | None) -> Any:
+            with words.given(embedded):
+                return functional_call(
+                    self, dict(own), (ready, teachers, amounts, learn, look, observe)
+                )
 
         with _mappable(self.student, self.distiller.tap.bf16):
-            learned, looked, sums = vmap(one)(weights)
+            mapped = vmap(one, in_dims=(0, None if embedded is None else 0))
+            learned, looked, sums = mapped(others, embedded)
         return Seen(
             dict(zip(learn, learned, strict=True)), dict(zip(look, looked, strict=True)), sums
         )
@@ -177,12 +231,17 @@ class StackedModel:
         """The logits of all students on a batch."""
         dtype = next(iter(self.weights.values())).dtype
         inputs["attention_mask"] = additive_mask(inputs["attention_mask"], dtype)
+        words = WordEmbeddings(self.student, self.student)
+        others, stack = words.taken_from(self.weights)
 
-        def one(own: Weights) -> Tensor:
-            return model_logits(functional_call(self.student, dict(own), (), inputs))
+        embedded = words.look_up(stack, inputs["input_ids"])
+
+        def one(own: Weights, embedded: Tensor | None) -> Tensor:
+            with words.given(embedded):
+                return model_logits(functional_call(self.student, dict(own), (), inputs))
 
         with _mappable(self.student, bf16=False):
-            logits = vmap(one)(self.weights)
+            logits = vmap(one, in_dims=(0, None if embedded is None else 0))(others, embedded)
         return _Output(logits.movedim(0, -2).flatten(-2))
 
 
@@ -218,6 +277,7 @@ def why_not(distiller: Distiller) -> str | None:
     weights = {
         name: p.detach().expand(2, *p.shape).clone().requires_grad_()
         for name, p in step.named_parameters()
+        if p.requires_grad
     }
     try:
         teachers = distiller._taught(batch, everything)

@@ -135,7 +135,10 @@ class CreditEnv(gym.Env):
         self.decision += counts
         self.next_fork = self.decision + self.branches[1]
         over = self.decision >= self.length
-        return Branched(drops, advantages, chosen, counts, self._observe(), over, {})
+        info = {f"credit/{n}": 0.0 for k, n in enumerate(POOL) if k not in self.forbidden}
+        if not self.forbidden:
+            info = {}
+        return Branched(drops, advantages, chosen, counts, self._observe(), over, info)
 
     def regret(self, last: int | None = None) -> float:
         """Mean shortfall of the (last) decisions' true rewards against the best masks."""

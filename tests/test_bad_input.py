@@ -346,7 +346,7 @@ def test_a_disk_full_at_once(run: Runner, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_disk_full_while_caching(run: Runner, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("numpy.lib.format.open_memmap", full_disk)
+    monkeypatch.setattr("ksel.signal_files.reserve", full_disk)
     refused(run(signals={"source": "disk"}), "No space left on device", "--store")
 
 

@@ -22,7 +22,7 @@ from ksel.knowledge import KINDS, KnowledgePool, mean_loss
 from ksel.models import Tap, weights_fingerprint
 from ksel.records import DivergedError, Update
 from ksel.setup import Setup
-from ksel.types import Batch, Signals
+from ksel.types import Batch, Needs, Signals
 
 UPDATES = 12
 DATA_SEED = 3
@@ -396,6 +396,8 @@ def test_a_live_teacher_runs_only_where_it_is_needed_and_once(make: Make) -> Non
 def test_updates_cost_one_student_forward(make: Make) -> None:
     distiller = make().distiller
     distiller.update(np.ones(5))
+    rows = distiller.parts.train
+    distiller.sources[0](rows.batch(np.arange(len(rows))), Needs(logits=True))
     before = distiller.ledger.copy()
     distiller.update(np.ones(5), observe=True)
     spent = distiller.ledger.since(before).examples

@@ -97,10 +97,8 @@ SEARCHED = (*MEASURED, "policy")
     [
         (("ksel.setup", "load_source", 1), {}),
         ((*STEP, 2), {"teacher": "tiny", "fine_tune": {"max_updates": 3, "batch_size": 8}}),
-        ((LiveTeacher, "__call__", 3), {"signals": {"source": "memory"}}),
-        ((LiveTeacher, "__call__", 3), {"signals": {"source": "disk"}}),
     ],
-    ids=["data", "fine-tuning", "cache in memory", "cache on disk"],
+    ids=["data", "fine-tuning"],
 )
 def test_while_setting_up(
     stop: Callable[..., Outcome], tmp_path: Path, point: Point, changes: dict[str, Any]
@@ -116,6 +114,16 @@ def test_while_setting_up(
 
 def test_while_measuring_the_teacher(stop: Callable[..., Outcome]):
     check(stop((sys.modules["ksel.run"], "evaluate_dev", 1)), "teacher", {}, "metrics.jsonl")
+
+
+@pytest.mark.parametrize("source", ["memory", "disk"])
+def test_while_signals_are_kept(stop: Callable[..., Outcome], tmp_path: Path, source: str):
+    outcome = stop((LiveTeacher, "__call__", 3), signals={"source": source})
+    check(outcome, "search", {}, *SEARCHED)
+    store = tmp_path / "store"
+    assert leftovers(store) == []
+    filled = [np.fromfile(path, "<u8") for path in store.rglob("*.filled")]
+    assert [np.count_nonzero(record) for record in filled] == [1] * (5 if source == "disk" else 0)
 
 
 @pytest.mark.parametrize("update", [1, 2, 5])

@@ -653,9 +653,12 @@ def test_teacher_signals_live(run: Runner):
 def test_teacher_signals_on_disk_are_reused(run: Runner):
     first = run(signals={"source": "disk"}, agent="static", references=[])
     assert first.code == 0, first.err
-    assert "reused" not in first.out
+    assert " 0% there already" in first.out
     second = run(signals={"source": "disk"}, agent="static", references=[], name="second")
-    assert "teacher signals: reused from the store" in second.out
+    assert "% there already" in second.out
+    assert " 0% there already" not in second.out
+    assert first.summary["cost"]["cost/teacher_examples"] > 0
+    assert "cost/teacher_examples" not in second.summary["cost"]
     one, two = (load_file(x.folder / "student" / "model.safetensors") for x in (first, second))
     assert all(np.array_equal(one[name], two[name]) for name in one)
 

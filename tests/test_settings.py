@@ -39,6 +39,9 @@ CHANGED: dict[str, Any] = {
     "store": "some/store",
     "device": "cpu",
     "threads": 3,
+    "search": "episodes",
+    "students": 3,
+    "vectorize": "loop",
     "references": ["all", "response"],
     "evaluations": 2,
     "stages": [StageConfig(["label"], 0.4, 1e-4), StageConfig(["response"], 0.6)],
@@ -113,18 +116,46 @@ CHANGED: dict[str, Any] = {
     "optim.accumulate": 2,
     "optim.grad_norm_every": 3,
     "optim.bf16": False,
+    "optim.embeddings": "frozen",
     "env.phase_steps": 5,
     "env.actions": "soft",
     "env.observe": ["training", "student_cls"],
+    "env.reward": "amortized",
+    "env.window": 20,
     "env.objective": "margin",
     "env.margin_width": 2.0,
     "env.reward_scale": "quantile",
     "env.cost_per_type": 0.1,
     "env.exploration": 0.2,
     "env.final_metric": 0.3,
+    "credit.rows": 4,
+    "credit.every": 2,
+    "credit.horizon": 50,
+    "credit.batch": 0,
+    "credit.interval": 3,
+    "credit.window": 5,
+    "credit.method": "jvp",
+    "credit.preconditioner": "none",
+    "credit.embeddings": True,
+    "credit.clip": False,
+    "credit.clip_every": 10,
+    "branches.count": 3,
+    "branches.updates": 5,
+    "branches.every": 20,
     "episodes.count": 5,
     "episodes.share": 0.5,
     "episodes.final": "mode",
+    "all_action.learning_rate": 1e-1,
+    "all_action.n_steps": 3,
+    "all_action.gamma": 0.7,
+    "all_action.gae_lambda": 0.7,
+    "all_action.entropy": 0.2,
+    "all_action.max_grad_norm": 1.0,
+    "all_action.soft": "sigmoid",
+    "all_action.concentration": 3.0,
+    "all_action.start": 0.6,
+    "all_action.net_arch": [8],
+    "greedy.threshold": 0.1,
     "a2c.observation": "dict",
     "a2c.learning_rate": 1e-2,
     "a2c.n_steps": 4,
@@ -176,8 +207,8 @@ CHANGED: dict[str, Any] = {
     "annealed.start": 0.5,
 }
 """A valid value other than the default for each setting, but for those in SAME."""
-# no use beside signals.source disk, and beside teachers; tested on their own
-SAME = {"signals.limit_mb", "teacher"}
+# no use beside teachers; tested on its own
+SAME = {"teacher"}
 
 
 def get(config: RunConfig, option: str) -> Any:
@@ -245,10 +276,6 @@ def test_a_setting_can_be_changed(
     assert get(from_yaml, option) == CHANGED[option]
     assert (get(RunConfig(), option) != CHANGED[option]) is (option not in SAME)
     assert type(get(from_command_line, option)) is type(CHANGED[option])
-
-
-def test_the_memory_limit_can_be_changed():
-    assert parse_run(["--signals.limit_mb", "10"]).signals.limit_mb == 10
 
 
 def test_yaml_round_trip(from_command_line: RunConfig, tmp_path: Path):
