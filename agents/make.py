@@ -51,7 +51,7 @@ __all__ = [
 def groups_read(config: RunConfig) -> set[str]:
     """The groups of settings that the run reads among those that not every run does."""
     info = get_agent(config.agent)
-    reward = resolve_reward(config.agent, config.env.reward)
+    reward = resolve_reward(config.agent, config.env.reward, config.search)
     search = resolve_search(config.agent, config.search)
     read = set(info.settings)
     if search != "episodes":
@@ -138,7 +138,7 @@ def check_settings(config: RunConfig) -> None:
 
 
 def _check_search(config: RunConfig) -> None:
-    reward = resolve_reward(config.agent, config.env.reward)
+    reward = resolve_reward(config.agent, config.env.reward, config.search)
     if reward == "measured" and config.env.window != EnvConfig().window:
         raise UsageError(
             "--env.window is not used with measured rewards, which are the true drop of each "
@@ -158,7 +158,7 @@ def _check_all_action(config: RunConfig, soft: bool) -> None:
             )
     if not soft or settings.soft != "sigmoid":
         return
-    if branch or resolve_reward(config.agent, config.env.reward) == "measured":
+    if branch or resolve_reward(config.agent, config.env.reward, config.search) == "measured":
         option = "--search branch" if branch else "--env.reward measured"
         raise UsageError(
             f"--all_action.soft sigmoid learns from credit alone, which {option} does not give. "

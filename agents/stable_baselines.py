@@ -318,6 +318,25 @@ def actor_critic(model: BaseAlgorithm) -> ActorCriticPolicy:
     return cast(ActorCriticPolicy, model.policy)
 
 
+def check_students(config: RunConfig) -> None:
+    """Refuse several students where the agent learns from one, and ways to train several of one.
+
+    Raises:
+        UsageError: names the option and what works.
+    """
+    if config.students > 1 and config.agent not in ALGORITHMS:
+        able = " or ".join(ALGORITHMS)
+        raise UsageError(
+            f"--students {config.students}: --agent {config.agent} works with one student at a "
+            f"time. Set --students 1, or choose --agent {able}."
+        )
+    if config.students == 1 and config.vectorize != "auto":
+        raise UsageError(
+            f"--vectorize {config.vectorize} says how several students train, and --students is 1. "
+            f"Leave it out, or raise --students."
+        )
+
+
 def check_hyper_parameters(agent: str, settings: A2CConfig | PPOConfig) -> None:
     """Refuse values that Stable-Baselines3 cannot learn with.
 

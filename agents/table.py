@@ -115,19 +115,20 @@ def resolve_actions(agent: str, actions: str) -> bool:
     return actions == "soft"
 
 
-def resolve_reward(agent: str, reward: str) -> Reward:
+def resolve_reward(agent: str, reward: str, search: str = "auto") -> Reward:
     """Decide what decisions are paid with.
 
     Args:
         agent: name of the agent.
         reward: ``measured``, ``amortized``, or ``auto`` for what the agent works with.
+        search: how it learns; branches are measured, so under ``branch`` auto is measured.
 
     Raises:
         UsageError: the agent is unknown or cannot be paid so.
     """
     info = get_agent(agent)
     if reward == "auto":
-        return info.rewards[0]
+        return "measured" if search == "branch" else info.rewards[0]
     for able in info.rewards:
         if able == reward:
             return able

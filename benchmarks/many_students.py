@@ -56,9 +56,7 @@ def main() -> int:
     )
     for shape in given.shapes:
         for students in given.students:
-            distiller = make_distiller(shape, given)
-            print_row(shape, students, measure(distiller, students, given), given.device)
-            del distiller
+            print_row(shape, students, measure(shape, students, given), given.device)
     return 0
 
 
@@ -103,6 +101,12 @@ class RandomTeacher:
 
     def __init__(self) -> None:
         self.made: dict[tuple[object, ...], Tensor] = {}
+
+    def keeps(self, needs: Needs) -> bool:
+        return True
+
+    def expect(self, ids: np.ndarray, needs: Needs) -> None:
+        """Nothing has to be fetched."""
 
     def __call__(self, batch: Batch, needs: Needs) -> Signals:
         rows, length = batch.input_ids.shape
@@ -164,13 +168,14 @@ def make_distiller(shape: str, given: argparse.Namespace) -> Distiller:
     )
 
 
-def measure(
-    distiller: Distiller, students: int, given: argparse.Namespace
-) -> dict[str, list[float]]:
+def measure(shape: str, students: int, given: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of one update of all students in each round, by way."""
-    types = len(distiller.pool)
-    actions = np.ones((students, types), dtype=np.float32)
-    stacks = {mode: StackedDistiller(distiller, students, mode) for mode in ("loop", "vmap")}
+    distiller = make_distiller(shape, given)
+    actions = np.ones((students, len(distiller.pool)), dtype=np.float32)
+    loop = StackedDistiller(make_distiller(shape, given), students, "loop")
+    vmap = StackedDistiller(make_distiller(shape, given), students, "vmap", say=print)
+    for one in (distiller, loop, vmap):
+        one.reset(data_seed=0, updates=10**6)
 
     def alone() -> None:
         for action in actions:
@@ -178,11 +183,10 @@ def measure(
 
     ways: dict[str, Callable[[], object]] = {
         "alone": alone,
-        "loop": lambda: stacks["loop"].update(actions),
-        "vmap": lambda: stacks["vmap"].update(actions),
+        "loop": lambda: loop.update(actions),
+        "vmap": lambda: vmap.update(actions),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
-    distiller.reset(data_seed=0, updates=10**6)
     for number in range(given.rounds + WARM_UP):
         for way, work in ways.items():
             wait(given.device)

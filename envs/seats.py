@@ -283,6 +283,7 @@ class Seats:
 
     def _train(self, masks: np.ndarray) -> None:
         first, core = self.seats[0], self.core
+        self._forget()
         count = min(first.settings.phase_steps, core.place.end - core.cursor)
         well = [reason is None for reason in self.students.reasons]
         for number in range(count):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from ksel.agent_config import (
     A2CConfig,
@@ -170,8 +170,6 @@ class FineTuneConfig:
 @dataclass
 class SignalsConfig:
     """Where teacher signals come from while the student trains."""
-
-    limit_mb: ClassVar[int] = 2048  # TEMPORARY
 
     source: Literal["auto", "memory", "disk", "live"] = "auto"
     """Keep what the teacher computes, the first time that a row needs it, in memory or on disk, or

@@ -185,7 +185,7 @@ def parse(argv: Sequence[str]) -> Request:
     }
     _check_changes(own.mode, changed)
     info = get_agent(run.config.agent)
-    if not info.learns:
+    if "amortized" not in info.rewards:
         check_unrewarded(config, observes=info.observes)
     if config.task != run.config.task and config.task != "custom":
         config = replace(config, custom=CustomTaskConfig())

@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     check_settings(config)
     check_references(config, None)
     info = get_agent(config.agent)
-    if not info.learns:
+    if "amortized" not in info.rewards:
         check_unrewarded(config, observes=info.observes)
     soft = resolve_actions(config.agent, config.env.actions)
     config = resolve_threads(_resolve(config))
@@ -99,8 +99,8 @@ def main(argv: list[str]) -> int:
 
 def _resolve(config: RunConfig) -> RunConfig:
     """The settings with what ``auto`` stands for, so that a repeat does the same."""
-    reward = resolve_reward(config.agent, config.env.reward)
     search = resolve_search(config.agent, config.search)
+    reward = resolve_reward(config.agent, config.env.reward, search)
     return replace(config, search=search, env=replace(config.env, reward=reward))
 
 

@@ -265,9 +265,11 @@ class StackedDistiller:
 
         Raises:
             UsageError: a selected type has no gradient, or one student is too much for the memory.
-            RuntimeError: the step budget is spent.
+            RuntimeError: the step budget is spent, or someone else has the distiller.
         """
         core = self.distiller
+        if not self.is_current:
+            raise RuntimeError("the distiller was reset or restored by someone else; call reset()")
         if core.cursor >= core.updates:
             raise RuntimeError(f"the step budget of {core.updates} updates is spent; call reset()")
         # an action as float32 has to mean here what it means there

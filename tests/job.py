@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import ksel.run
-from agents.make import AGENTS
+from agents.make import AGENTS, resolve_search
 from ksel.cli import guard
 from ksel.distiller import Distiller
 from ksel.models import weights_fingerprint
@@ -37,9 +37,15 @@ def small(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         for name, change in layer.items():
             old = merged.get(name)
             merged[name] = {**old, **change} if isinstance(change, dict) and old else change
-    if agent in AGENTS and not AGENTS[agent].learns and "episodes" not in changes:
+    unsaid = agent in AGENTS and "episodes" not in changes
+    if unsaid and not (AGENTS[agent].learns and searched(agent, changes) == "episodes"):
         del merged["episodes"]
     return merged
+
+
+def searched(agent: str, changes: dict[str, Any]) -> str:
+    """How the agent learns under these changes."""
+    return resolve_search(agent, changes.get("search", "auto"))
 
 
 @dataclass

@@ -450,19 +450,20 @@ def test_the_report_is_of_this_run(job: Callable[[str], Outcome]):
 def test_the_first_lines_say_what_will_be_done(job: Callable[[str], Outcome]):
     outcome = job("ppo")
     lines = outcome.out.splitlines()
-    start = [line.partition(":")[0] for line in lines[:9]]
+    start = [line.partition(":")[0] for line in lines[:10]]
     assert start == [
         "run",
         "settings",
         "data",
         "teacher",
+        "teacher signals",
         "student",
         "pool",
         "budget",
         "search",
         "teacher",
     ]
-    run, layers, data, teacher, student, pool, budget, search, measured = lines[:9]
+    run, layers, data, teacher, signals, student, pool, budget, search, measured = lines[:10]
     own = outcome.folder.parent / f"{outcome.folder.name}.yaml"
     assert own.is_file()
     files = f"configs/agents/ppo.yaml, {own}"
@@ -471,6 +472,7 @@ def test_the_first_lines_say_what_will_be_done(job: Callable[[str], Outcome]):
     assert run.endswith(str(outcome.folder))
     assert "176 train, 24 reward (cut from train), 40 dev" in data
     assert teacher.endswith("with its own head")
+    assert signals.startswith("teacher signals: kept in memory, ")
     parameters = student_of(outcome, "selected")["parameters"]
     assert f"2 layers, width 16, 4 heads, {parameters:,} parameters" in student
     assert student.endswith("starts from layers 1, 2 of the fine-tuned teacher")

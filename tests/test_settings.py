@@ -509,13 +509,18 @@ def test_not_a_number_is_refused():
             config_from_dict({"optim": {"learning_rate": value}})
 
 
-OTHER_CHOICE = {"signals.limit_mb": "memory", "signals.dtype": "live", "student.source": "random"}
+OTHER_CHOICE = {
+    "signals.budget": "live",
+    "signals.dtype": "live",
+    "student.source": "random",
+    "env.window": "measured",
+}
 
 
 @pytest.mark.parametrize(("option", "decides", "values"), USED_WITH)
 def test_a_setting_without_use_is_refused(option: str, decides: str, values: tuple[str, ...]):
     other = OTHER_CHOICE.get(option, "cross_entropy")
-    changed = 10 if option in SAME else CHANGED[option]
+    changed = CHANGED[option]
     with pytest.raises(UsageError, match=f"--{option}: not used with --{decides} {other}"):
         check_config(with_values({decides: other, option: changed}))
     for value in values:

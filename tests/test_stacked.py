@@ -295,6 +295,33 @@ def test_every_kind_can_be_mapped(
         assert steps_of(state_of(students, n)) == steps_of(state)
 
 
+def test_words_are_looked_up_as_the_module_does(tiny_setup: Callable[..., Setup]) -> None:
+    student = tiny_setup().student
+    words = stacking.WordEmbeddings(student, student)
+    module = student.get_input_embeddings()
+    assert module.padding_idx is not None
+    stack = torch.randn(3, *module.weight.shape, requires_grad=True)
+    ids = torch.tensor([[2, module.padding_idx, 5], [5, 5, 1]])
+    others, taken = words.taken_from({words.name: stack, "other": stack})
+    assert taken is stack
+    assert list(others) == ["other"]
+    found = words.look_up(stack, ids)
+    weight = torch.randn(3, *ids.shape, module.weight.shape[1])
+    (found * weight).sum().backward()
+    for n in range(3):
+        one = stack.detach()[n].clone().requires_grad_()
+        expected = torch.nn.functional.embedding(ids, one, padding_idx=module.padding_idx)
+        (expected * weight[n]).sum().backward()
+        assert torch.equal(found[n], expected)
+        torch.testing.assert_close(stack.grad[n], one.grad)
+    with words.given(None):
+        assert torch.equal(module(ids), module.weight[ids])
+    mine = weight[0]
+    with words.given(mine):
+        assert module(ids) is mine
+    assert torch.equal(module(ids), module.weight[ids])
+
+
 # --------------------------------------------------------------------------- copies
 
 
@@ -443,6 +470,9 @@ def test_one_that_diverges_leaves_the_others_alone(
         assert steps_of(state_of(students, n)) == steps_of(states[n])
     logits = students.predict(setup.reward, 16)
     torch.testing.assert_close(logits[2], logits_of(setup, states[2]), rtol=0, atol=LOGITS)
+    reason = students.reasons[3]
+    students.copy_best([3, 0, 0, 1])
+    assert students.reasons == [reason, None, None, None]
     setup.distiller.reset(data_seed=3, updates=4)
     with torch.no_grad():
         setup.distiller.parameters[0].fill_(math.inf)
@@ -523,6 +553,9 @@ def test_a_spent_budget_is_refused(tiny_setup: Callable[..., Setup]) -> None:
     students.reset(data_seed=0, updates=1)
     students.update(np.ones((2, 5)))
     with pytest.raises(RuntimeError, match="spent"):
+        students.update(np.ones((2, 5)))
+    students.distiller.reset(data_seed=0, updates=1)
+    with pytest.raises(RuntimeError, match="someone else"):
         students.update(np.ones((2, 5)))
 
 

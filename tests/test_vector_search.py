@@ -13,12 +13,13 @@ from gymnasium import spaces
 
 from agents.make import make_agent
 from agents.rollout import SEARCH_SEED, search
-from agents.stable_baselines import FlatObservations, SB3Agent
+from agents.stable_baselines import FlatObservations, SB3Agent, check_students
 from envs.distillation import DistillationEnv
 from envs.recording import Recorder
 from envs.recording_vector import VectorRecorder, means
 from envs.vector_sb3 import DistillationVecEnv
 from ksel.errors import UsageError
+from ksel.settings import config_from_dict
 from ksel.setup import Setup
 from ksel.trajectory import ScheduleWriter, read_schedule
 
@@ -176,6 +177,15 @@ def test_flat_observations_are_those_of_gymnasium(tiny_setup: Callable[..., Setu
 
 def test_curves_are_means_over_those_that_have_the_number() -> None:
     assert means([{"a": 1.0, "b": 2}, {"a": 3.0, "why": "x", "c": False}]) == {"a": 2.0, "b": 2.0}
+
+
+def test_who_can_learn_from_several(tiny_settings: Callable[..., dict]) -> None:
+    check_students(config_from_dict(tiny_settings(agent="ppo", students=2, vectorize="vmap")))
+    check_students(config_from_dict(tiny_settings(agent="bandit")))
+    with pytest.raises(UsageError, match=r"--students 2: --agent bandit .* a2c or ppo"):
+        check_students(config_from_dict(tiny_settings(agent="bandit", students=2)))
+    with pytest.raises(UsageError, match=r"--vectorize loop .*--students is 1"):
+        check_students(config_from_dict(tiny_settings(vectorize="loop")))
 
 
 def test_rewards_of_credit_are_refused(tiny_setup: Callable[..., Setup]) -> None:

@@ -9,7 +9,7 @@ from unittest import mock
 import tiny
 import yaml
 
-from agents.make import AGENTS
+from agents.make import AGENTS, resolve_search
 from ksel import leaving, run
 
 
@@ -34,7 +34,8 @@ def make_run(
         "episodes": {"count": 1, "share": 0.5},
     }
     values = tiny.settings(data, teacher, folder / "store", **{**usual, **changes})
-    if not AGENTS[values["agent"]].learns:
+    agent = values["agent"]
+    if not AGENTS[agent].learns or resolve_search(agent, values.get("search", "auto")) != "episodes":
         values.pop("episodes")
     settings = folder / f"{name}.yaml"
     settings.parent.mkdir(parents=True, exist_ok=True)

@@ -7,13 +7,14 @@ from functools import partial
 from math import inf, log
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ksel.knowledge.base import (
     Part,
     Request,
     divergence,
-    log_probabilities,
+    masked_log_softmax,
     real_states,
     real_tokens,
     student_layers,
@@ -111,7 +112,7 @@ def map_scores(query: Tensor, key: Tensor, heads: int, batch: Batch) -> Tensor:
         real_states(x, batch).unflatten(-1, (heads, -1)).transpose(-2, -3) for x in (query, key)
     )
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5)
-    return scores.masked_fill(~_real_keys(batch), -inf)
+    return torch.where(_real_keys(batch), scores, -inf)
 
 
 def row_divergence(student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -124,7 +125,7 @@ def row_divergence(student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         student, teacher: [b, heads, n, n] from :func:`map_scores`.
     """
     real = _real_keys(batch)
-    rows = divergence(log_probabilities(student, real), log_probabilities(teacher, real))
+    rows = divergence(masked_log_softmax(student, real), masked_log_softmax(teacher, real))
     return _sum_real(rows.mean(-2), batch)
 
 
@@ -175,7 +176,7 @@ def _entries(scores: Tensor, batch: Batch, on: On) -> Tensor:
 def _log_mean_maps(scores: Tensor, batch: Batch) -> Tensor:
     """Logarithm of the mean over heads of the maps, 0 at padded keys [b, n, n]."""
     real = _real_keys(batch)
-    mean = log_probabilities(scores, real).logsumexp(1) - log(scores.shape[1])
+    mean = masked_log_softmax(scores, real).logsumexp(1) - log(scores.shape[1])
     return mean.masked_fill(~real[:, 0], 0.0)
 
 

@@ -173,7 +173,8 @@ def real_states(states: Tensor, batch: Batch) -> Tensor:
     Zeroing comes before any arithmetic: whatever a model leaves in padded positions (not even
     infinities and NaN) then reaches neither the loss nor the gradient.
     """
-    return at_least_float32(states).masked_fill(~real_tokens(batch)[..., None], 0.0)
+    # where is one pass over the numbers; masked_fill copies first, then fills
+    return torch.where(real_tokens(batch)[..., None], at_least_float32(states), 0.0)
 
 
 def log_probabilities(scores: Tensor, real: Tensor | None = None) -> Tensor:
@@ -188,9 +189,14 @@ def log_probabilities(scores: Tensor, real: Tensor | None = None) -> Tensor:
     """
     if real is None:
         return scores.log_softmax(-1)
+    return masked_log_softmax(torch.where(real, scores, -inf), real)
+
+
+def masked_log_softmax(scores: Tensor, real: Tensor) -> Tensor:
+    """As :func:`log_probabilities`, for scores at minus infinity already where ``real`` is False."""
     # Two entries at minus infinity would give 0 (-inf + inf) = NaN in the divergence; with both
     # logarithms at 0 they add 1 (0 - 0).
-    return scores.masked_fill(~real, -inf).log_softmax(-1).masked_fill(~real, 0.0)
+    return torch.where(real, scores.log_softmax(-1), 0.0)
 
 
 def divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
