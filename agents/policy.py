@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import gymnasium as gym
 import numpy as np
 
 from ksel.errors import UsageError
@@ -96,7 +95,7 @@ class Learner(Protocol):
 
     def learn(
         self,
-        env: gym.Env,
+        env: Any,
         decisions: int,
         *,
         seed: int,
@@ -105,7 +104,12 @@ class Learner(Protocol):
         progress: Callable[[int], None] | None = None,
         stop: Callable[[], bool] | None = None,
     ) -> int:
-        """Learn from ``decisions`` steps; returns the number taken."""
+        """Learn from ``decisions`` steps of each student; returns the number taken of all.
+
+        Args:
+            env: a Gymnasium environment; for agents that can, a vector of them (see
+                :func:`agents.stable_baselines.check_students`).
+        """
         ...
 
     def frozen(self) -> Policy:

@@ -11,6 +11,7 @@ import numpy as np
 
 from agents.policy import Learner, Policy
 from envs.recording import Recorder
+from envs.recording_vector import VectorRecorder
 
 SEARCH_SEED = 1_000_003
 """Added to the run's seed for the search, so that its batches are not the final student's."""
@@ -38,7 +39,7 @@ class Played:
 
 def search(
     agent: Learner,
-    env: Recorder,
+    env: Recorder | VectorRecorder,
     episodes: int,
     decisions: int,
     *,

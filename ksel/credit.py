@@ -251,7 +251,10 @@ class Credit:
         rows, squares = [], []
         for loss in losses:
             grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            flat = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+            flat = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(parameters, grads, strict=True)
+            ]
             squares.append(sum(g.double().square().sum() for g in flat))
             rows.append(torch.cat([g.flatten()[::stride] for g in flat]))
         sketch = torch.stack(rows)

@@ -28,8 +28,12 @@ from agents.make import (
 )
 from agents.policy import Learner, Policy
 from agents.rollout import Played, live, play, search
+from agents.stable_baselines import check_students
 from envs.distillation import DistillationEnv
-from envs.recording import Recorder
+from envs.recording import OnDecision, Recorder
+from envs.recording_vector import VectorRecorder
+from envs.seats import refuse_unfit
+from envs.vector_sb3 import DistillationVecEnv
 from ksel.artifacts import make_run_folder, seconds_per_example, write_settings
 from ksel.checks import check_unrewarded
 from ksel.cli import INTERRUPTED_EXIT, guard, quiet_libraries, shielded
@@ -63,6 +67,9 @@ def main(argv: list[str]) -> int:
         check_unrewarded(config, observes=info.observes)
     soft = resolve_actions(config.agent, config.env.actions)
     config = resolve_threads(_resolve(config))
+    check_students(config)
+    if config.students > 1:
+        refuse_unfit(config.env.reward, config.search, config.students)
     folder = make_run_folder(config)
     with Progress() as progress:
         job = Job(config, folder, progress, soft)
@@ -241,7 +248,7 @@ def _search(job: Job, agent: Learner, env: DistillationEnv, tracker: Tracker) ->
             loss=training_loss(info), reward=reward, objective=info.get("objective", math.nan)
         )
 
-    recorder = Recorder(env, "search", job.writer, tracker, show)
+    recorder = _search_recorder(job, env, tracker, show)
     before = env.setup.ledger.copy()
     searched = search(
         agent,
@@ -265,6 +272,20 @@ def _search(job: Job, agent: Learner, env: DistillationEnv, tracker: Tracker) ->
         "seconds": searched.seconds,
         "rewards": list(searched.rewards),
     }
+
+
+def _search_recorder(
+    job: Job, env: DistillationEnv, tracker: Tracker, show: OnDecision
+) -> Recorder | VectorRecorder:
+    """Writes down the search: of one student, or of several side by side."""
+    assert job.writer is not None
+    config = job.config
+    if config.students == 1:
+        return Recorder(env, "search", job.writer, tracker, show)
+    students = DistillationVecEnv(
+        env.setup, config.students, config.vectorize, job.soft, env.updates, job.progress.say
+    )
+    return VectorRecorder(students, "search", job.writer, tracker, show)
 
 
 def _distil(

@@ -187,7 +187,17 @@ def prepare(
         teacher_shapes=tuple(view.shape for view in views),
         pool=pool,
         distiller=_distiller(
-            config, student, pool, sources, rows[0], held_out, task, stages, updates, watched, ledger
+            config,
+            student,
+            pool,
+            sources,
+            rows[0],
+            held_out,
+            task,
+            stages,
+            updates,
+            watched,
+            ledger,
         ),
         updates=updates,
         fallbacks=fallbacks,

@@ -54,9 +54,10 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
             "--references '[all]' adds it"
         )
     if episode is not None:
-        total = config.episodes.count * episode
+        total = config.students * config.episodes.count * episode
+        beside = f" of {config.students} students side by side" if config.students > 1 else ""
         lines.append(
-            f"search: {config.episodes.count} episodes of {episode:,} updates = "
+            f"search: {config.episodes.count} episodes{beside} of {episode:,} updates = "
             f"{total / setup.updates:.2f} x the budget"
         )
     elif config.search == "online":

@@ -35,7 +35,10 @@ def make_run(
     }
     values = tiny.settings(data, teacher, folder / "store", **{**usual, **changes})
     agent = values["agent"]
-    if not AGENTS[agent].learns or resolve_search(agent, values.get("search", "auto")) != "episodes":
+    if (
+        not AGENTS[agent].learns
+        or resolve_search(agent, values.get("search", "auto")) != "episodes"
+    ):
         values.pop("episodes")
     settings = folder / f"{name}.yaml"
     settings.parent.mkdir(parents=True, exist_ok=True)
