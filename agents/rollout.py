@@ -58,7 +58,7 @@ def search(
         logger_folder: where the agent logs for TensorBoard; None = nowhere.
         stop: asked after each decision; True ends the search.
     """
-    start, recording = time.perf_counter(), env.recording_seconds
+    start, recording, inside = time.perf_counter(), env.recording_seconds, env.seconds
     begun, done = len(env.rewards), env.updates_done
 
     def annotate(probabilities: np.ndarray, log_prob: float) -> None:
@@ -73,6 +73,7 @@ def search(
         stop=stop,
     )
     seconds = time.perf_counter() - start - (env.recording_seconds - recording)
+    env.ledger.add("agent", seconds - (env.seconds - inside), taken)
     return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
 
 
@@ -122,6 +123,7 @@ def live(
     )
     spent = evaluating + env.recording_seconds - recording
     seconds = time.perf_counter() - start - spent
+    env.ledger.add("agent", seconds - env.seconds, taken)
     return Played(env.updates_done, taken, seconds, tuple(env.rewards), env.ended_early)
 
 
@@ -168,5 +170,6 @@ def play(
         if on_update is not None and reason is None:
             on_update(info["update"])
     seconds = env.seconds - inside + agent_seconds
+    env.ledger.add("agent", agent_seconds, decisions)
     rewards = tuple(env.rewards[begun:])
     return Played(env.updates_done - done, decisions, seconds, rewards, reason)

@@ -12,6 +12,7 @@ import numpy as np
 
 from envs.branches import Branched, Step
 from envs.distillation import DistillationEnv
+from ksel.ledger import Ledger
 from ksel.tracking import Tracker
 from ksel.trajectory import DecisionRow, ScheduleWriter
 
@@ -85,6 +86,11 @@ class Recorder(gym.Wrapper):
         self._last = observation
         self._record(Step(mask, self._before, float(reward), terminated, info))
         return observation, float(reward), terminated, truncated, info
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the work is counted."""
+        return self.inner.setup.ledger
 
     @property
     def update(self) -> int:

@@ -15,6 +15,7 @@ from envs.branches import Step
 from envs.recording import OnDecision, Recorder
 from envs.seats import Seat
 from envs.vector_sb3 import DistillationVecEnv
+from ksel.ledger import Ledger
 from ksel.tracking import Tracker
 from ksel.trajectory import DecisionRow, ScheduleWriter
 
@@ -87,6 +88,11 @@ class VectorRecorder(VecEnvWrapper):
         self.seconds = 0.0
         self.recording_seconds = 0.0
         self._masks: list[np.ndarray] = []
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the work is counted."""
+        return self.seats[0].setup.ledger
 
     @property
     def updates_done(self) -> int:

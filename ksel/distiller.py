@@ -288,7 +288,9 @@ class Distiller:
         optim = self.parts.optim
         micro = batch.split(optim.accumulate)
         amounts = [units(self.pool.types[k].unit, batch) for k in range(len(self.pool))]
-        self._set_weights(action, active, micro, amounts, record)
+        fresh = self._fresh(active)
+        if fresh and len(micro) > 1:
+            self._first_sizes(fresh, micro, amounts)
         sums = torch.zeros(len(self.pool), device=self.device)
         off = [k for k in self._observable(active) if k not in active] if observe else []
         observed = Observed(self.watched)
@@ -303,6 +305,9 @@ class Distiller:
                         sums[k] += self._share(k, student, teachers, part, amounts[k])
                     for k, value in values.items():
                         sums[k] += value
+                if fresh and len(micro) == 1:
+                    self._note_first({k: values[k].item() for k in fresh})
+                self._set_weights(action, active, record)
                 self._backward(values, record.weight, separate, len(part))
                 if observe:
                     observed.add(student, teachers[0], part)
@@ -354,19 +359,15 @@ class Distiller:
 
     # ----------------------------------------------------------------- balance
 
-    def _set_weights(
-        self,
-        action: np.ndarray,
-        active: list[int],
-        micro: list[Batch],
-        amounts: list[Tensor],
-        record: Update,
-    ) -> None:
+    def _fresh(self, active: list[int]) -> list[int]:
+        """Types selected for the first time, where sizes matter."""
+        if self.parts.knowledge.balance != "ema":
+            return []
+        return [k for k in active if self.sizes.counts[k] == 0]
+
+    def _set_weights(self, action: np.ndarray, active: list[int], record: Update) -> None:
         """Scale and weight of each selected type, from the updates before this one."""
         if self.parts.knowledge.balance == "ema":
-            fresh = [k for k in active if self.sizes.counts[k] == 0]
-            if fresh:
-                self._first_sizes(fresh, micro, amounts)
             record.scale[:] = self.sizes.values()
         for k in active:
             static = 1.0 if self.plain else self.pool.weights[k]
@@ -374,14 +375,17 @@ class Distiller:
 
     def _first_sizes(self, fresh: list[int], micro: list[Batch], amounts: list[Tensor]) -> None:
         """A type selected for the first time: its size is its loss on this whole batch."""
-        first = np.full(len(self.pool), math.nan)
+        first = dict.fromkeys(fresh, 0.0)
         with torch.no_grad(), self._own_dropout(keep=False):
-            for k in fresh:
-                first[k] = 0.0
             for part in micro:
                 student, teachers = self._signals(part, fresh)
                 for k in fresh:
                     first[k] += self._share(k, student, teachers, part, amounts[k]).item()
+        self._note_first(first)
+
+    def _note_first(self, losses: dict[int, float]) -> None:
+        first = np.full(len(self.pool), math.nan)
+        first[list(losses)] = list(losses.values())
         self.sizes.note(first)
 
     # ----------------------------------------------------------------- checks

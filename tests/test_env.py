@@ -21,6 +21,7 @@ from envs.distillation import DistillationEnv, _refuse_cuda_in_subprocess
 from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.setup import Setup
+from ksel.signals import KeptTeacher
 
 Config = Callable[..., dict[str, Any]]
 Make = Callable[..., DistillationEnv]
@@ -541,7 +542,10 @@ def test_only_train_rows_are_learned_from_and_dev_is_never_read(
     for _ in range(3):
         env.step(np.ones(3))
     train, reward = id(env.setup.train), id(env.setup.reward)
-    assert {place for place, _ in read} == {train, reward}
+    source = env.distiller.sources[0]
+    assert isinstance(source, KeptTeacher)
+    whole = id(source.plan.split)  # what the teacher keeps is of the whole training file
+    assert {place for place, _ in read} == {train, reward, whole}
     assert not any(grad for place, grad in read if place == reward)
     assert sum(place == train for place, _ in read) == 1 + 3
 

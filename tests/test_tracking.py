@@ -79,9 +79,14 @@ def test_a_decision_is_logged_under_the_designs_tags(tmp_path: Path) -> None:
             5,
             action=np.array([1, 0, 1], np.int8),
             reward=0.75,
-            info=info,
-            credit=np.array([0.1, 0.2, 0.3]),
+            info=info | {f"credit/{name}": 0.1 for name in POOL},
         )
+        paid = {"predicted": 0.5, "correlation": 0.9, "trusted": 1.0}
+        tracker.log_decision("final", 5, action=np.ones(3), reward=0.25, info=paid)
+    amortized = lines(tmp_path)[1]
+    assert amortized["reward/paid"] == 0.25
+    assert {"reward/predicted", "reward/correlation", "reward/trusted"} <= set(amortized)
+    assert "reward/measured" not in amortized
     line = lines(tmp_path)[0]
     assert line["reason"] == "loss of label is not finite"
     assert "update" not in line
@@ -117,7 +122,7 @@ def test_the_layout_puts_all_types_in_one_chart(tmp_path: Path, before: bool) ->
     assert len(tensors) == 1
     layout = layout_pb2.Layout.FromString(tensors[0].tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
-    assert set(charts) == {"schedule", "loss", "grad_norm"}
+    assert set(charts) == {"schedule", "loss", "grad_norm", "credit"}
     for group, patterns in charts.items():
         for name in POOL:
             assert [bool(re.match(p, f"{group}/{name}")) for p in patterns].count(True) == 1
