@@ -22,6 +22,8 @@ class Amortized:
         credit: [K] decaying mean of the credit of an update; nan before the first.
         predicted: predicted drops of the window so far.
         updates: updates of the window so far.
+        rate: sum of their learning rates.
+        last: predicted and true drop of the window that ended last, per unit of learning rate.
         calibration: of the windows that are over.
         verdict: the last judgement on them; None = too few windows.
     """
@@ -32,6 +34,8 @@ class Amortized:
     credit: np.ndarray = field(default_factory=lambda: np.zeros(0))
     predicted: float = 0.0
     updates: int = 0
+    rate: float = 0.0
+    last: tuple[float, float] = (math.nan, math.nan)
     calibration: Calibration = field(default_factory=Calibration)
     verdict: Verdict | None = None
 
@@ -53,6 +57,7 @@ class Amortized:
                 np.isnan(update.credit), self.credit, np.where(fresh, update.credit, mean)
             )
         self.updates += len(updates)
+        self.rate += sum(update.learning_rate for update in updates)
         predicted = float(sum(update.predicted for update in updates))
         self.predicted += predicted
         return predicted, np.sum([update.credit for update in updates], axis=0)
@@ -63,14 +68,25 @@ class Amortized:
         return self.updates >= self.window
 
     def close(self, drop: float) -> None:
-        """End the window, whose true drop was measured; judge the windows so far."""
-        self.calibration.add(self.predicted, drop)
-        self.verdict = self.calibration.verdict()
+        """End the window, whose true drop was measured; judge the windows so far.
+
+        Drops are taken per unit of learning rate: both shrink with the rate, which would make them
+        go together whatever the predictions are worth.
+        """
+        rate = max(self.rate, 1e-12)
+        self.last = (self.predicted / rate, drop / rate)
+        self.judge([self.last])
         self.skip()
+
+    def judge(self, windows: list[tuple[float, float]]) -> None:
+        """Take windows into the judgement."""
+        for window in windows:
+            self.calibration.add(*window)
+        self.verdict = self.calibration.verdict()
 
     def skip(self) -> None:
         """Begin a window anew without judging the one before."""
-        self.predicted, self.updates = 0.0, 0
+        self.predicted, self.updates, self.rate = 0.0, 0, 0.0
 
     @property
     def trusted(self) -> bool:

@@ -69,6 +69,7 @@ def fork(env: DistillationEnv, masks: np.ndarray, updates: int) -> Branched:
     start = env.get_snapshot()
     best: tuple[int, Any, list[Step]] | None = None
     drops = np.full(len(masks), math.nan)
+    windows: dict[int, tuple[float, float]] = {}
     try:
         for number, mask in enumerate(masks):
             if number:
@@ -76,6 +77,7 @@ def fork(env: DistillationEnv, masks: np.ndarray, updates: int) -> Branched:
             steps = env.hold_branch(mask, updates)
             if "reason" not in steps[-1].info:
                 drops[number] = objective - steps[-1].info["objective"]
+                windows[number] = env.last_window()
             if best is None or drops[number] > drops[best[0]] or np.isnan(drops[best[0]]):
                 best = (number, env.get_snapshot(None if best is None else best[1]), steps)
     except BaseException:
@@ -84,14 +86,23 @@ def fork(env: DistillationEnv, masks: np.ndarray, updates: int) -> Branched:
     assert best is not None
     chosen, end, steps = best
     observation = env.set_snapshot(end)
+    windows.pop(chosen, None)  # it is known already
+    env.judge_windows(list(windows.values()))  # the best alone would look too good
     last = steps[-1]
     return Branched(drops, relative(drops), chosen, steps, observation, last.terminated, last.info)
 
 
 def relative(drops: np.ndarray) -> np.ndarray:
-    """Group-relative advantages of drops [N]; all 0 where none differs or fewer than two are known."""
+    """Group-relative advantages of drops [N]; all 0 where none differs.
+
+    A branch that diverged (nan) counts as worse than the worst by as much as the known ones lie apart
+    (at least by the size of the largest).
+    """
     known = np.isfinite(drops)
-    filled = np.where(known, drops, drops[known].min() if known.any() else 0.0)
+    if not known.any():
+        return np.zeros(len(drops))
+    worst = drops[known].min() - max(np.ptp(drops[known]), np.abs(drops[known]).max(), 1e-8)
+    filled = np.where(known, drops, worst)
     spread = filled.std()
     if spread < 1e-12:
         return np.zeros(len(drops))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -299,6 +299,16 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._forked_at = self.distiller.cursor
         return fork(self, masks, self.setup.config.branches.updates)
 
+    @property
+    def measures(self) -> bool:
+        """True if this episode's decisions are rewarded."""
+        return self._measuring
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """[K] bool, the types that the stage of the next decision allows."""
+        return self.distiller.allowed
+
     def objective_now(self) -> float:
         """The objective on the reward split, measured unless it is known."""
         if self._measured_at != self.distiller.cursor:
@@ -314,13 +324,32 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         while not steps or (self.distiller.cursor < end and not steps[-1].terminated):
             before, mask = self.training_features(), self.as_mask(action)
             self._resting = self.distiller.cursor + self.settings.phase_steps < end
-            _, reward, terminated, _, info = self.step(mask)
-            self._resting = False
+            try:
+                _, reward, terminated, _, info = self.step(mask)
+            finally:
+                self._resting = False
             steps.append(Step(mask, before, reward, terminated, info))
-        if "reason" not in info and self._measured_at != self.distiller.cursor:
-            assert self._amortized is not None
+        if "reason" in info or self._measured_at == self.distiller.cursor:
+            return steps
+        assert self._amortized is not None
+        try:
             self._amortized.close(self._measure(info))
+        except DivergedError as error:
+            self._running = False
+            info["reason"] = str(error)
+            steps[-1] = replace(steps[-1], reward=DIVERGED_REWARD, terminated=True)
         return steps
+
+    def last_window(self) -> tuple[float, float]:
+        """(predicted, true) drop of the window that ended last; nan where nothing is predicted."""
+        if self._amortized is None:
+            return math.nan, math.nan
+        return self._amortized.last
+
+    def judge_windows(self, windows: list[tuple[float, float]]) -> None:
+        """Judge predictions by these windows as well."""
+        if self._amortized is not None:
+            self._amortized.judge(windows)
 
     # ----------------------------------------------------------------- snapshot
 

@@ -103,6 +103,11 @@ class Recorder(gym.Wrapper):
         return self.inner.branching
 
     @property
+    def allowed(self) -> np.ndarray:
+        """See :attr:`DistillationEnv.allowed`."""
+        return self.inner.allowed
+
+    @property
     def branch_count(self) -> int:
         """See :attr:`DistillationEnv.branch_count`."""
         return self.inner.branch_count
@@ -121,7 +126,8 @@ class Recorder(gym.Wrapper):
         """Write a decision down and show it."""
         played = time.perf_counter()
         reward, info = step.reward, step.info
-        rewarded = not {"objective", "predicted", "reason"}.isdisjoint(info)
+        paid_for = {"objective", "reason"} | ({"predicted"} if self.inner.measures else set())
+        rewarded = not paid_for.isdisjoint(info)
         if self._decision == 0:
             self.rewards.append(0.0)
         self.rewards[-1] += reward

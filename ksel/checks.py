@@ -109,6 +109,7 @@ USED_WITH: tuple[tuple[str, str, tuple[object, ...]], ...] = (
     ("env.margin_width", "env.objective", ("margin",)),
     ("signals.budget", "signals.source", ("auto", "memory", "disk")),
     ("env.window", "env.reward", ("auto", "amortized")),
+    ("credit.clip_every", "credit.clip", (True,)),
     ("signals.dtype", "signals.source", ("auto", "memory", "disk")),
 )
 

@@ -72,7 +72,7 @@ class Credit:
     """Measures credit for a student in training; never changes the student.
 
     Args:
-        tap: on the student.
+        tap: on the student, in whatever precision it trains.
         pool: its knowledge pool.
         reward: the reward split.
         task: decides between classes, scores and spans.
@@ -81,6 +81,7 @@ class Credit:
         settings: how credit is measured.
         bucket: batches of the reward split that are sorted by length together.
         ledger: where the work is counted.
+        limit: norm to which gradients are clipped; 0 = they are not.
 
     Attributes:
         state: see :class:`CreditState`.
@@ -97,10 +98,14 @@ class Credit:
         settings: CreditConfig,
         bucket: int,
         ledger: Ledger,
+        limit: float = 1.0,
     ) -> None:
-        self.tap, self.pool, self.reward, self.task = tap, pool, reward, task
+        # in full precision whatever the student trains in: its differences are small
+        self.tap = Tap(tap.model)
+        self.pool, self.reward, self.task = pool, reward, task
         self.objective, self.margin_width = objective, margin_width
         self.settings, self.bucket, self.ledger = settings, bucket, ledger
+        self.clips = settings.clip and limit > 0
         self.decay = max(0.0, 1.0 - settings.every / settings.horizon)
         self.needs = Needs.union(type.student for type in pool)
         self.reset(0)
@@ -159,9 +164,7 @@ class Credit:
         if update % settings.every == 0:
             self.add_held_out(update // settings.every)
         slopes_due = update % settings.interval == 0 or np.isnan(state.slopes).any()
-        gram_due = settings.clip and (
-            update % settings.clip_every == 0 or np.isnan(state.gram).any()
-        )
+        gram_due = self.clips and (update % settings.clip_every == 0 or np.isnan(state.gram).any())
         if not (slopes_due or gram_due):
             return
         part = few_rows(batch, settings.batch)

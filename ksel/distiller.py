@@ -239,8 +239,10 @@ class Distiller:
         if not self.plain:
             scheduled *= self.pool.factors(place.progress)
         active = [k for k in range(len(self.pool)) if scheduled[k] > 0]
+        each = np.full(len(self.pool), math.nan)
         if credit is not None and self.credit is not None:
             self.credit.measure(self.cursor, batch, self._teach, self.optimizer)
+            each = self._unit_weights(self.credit.state.losses)
         if active:
             self._learn(batch, scheduled, active, record, observe)
         elif observe:
@@ -248,7 +250,9 @@ class Distiller:
             record.loss, record.entropy, record.agreement = seen.loss, seen.entropy, seen.agreement
             record.student_cls, record.teacher_cls = seen.student_cls, seen.teacher_cls
         if credit is not None and self.credit is not None:
-            self._predict(self.credit, np.asarray(action), record, soft=credit == "soft")
+            mask = np.asarray(action) * stage.allowed
+            self._predict(self.credit, each * stage.allowed, mask, record, soft=credit == "soft")
+            record.credit[~stage.allowed] = math.nan
         self.cursor += 1
         return record
 
@@ -256,26 +260,35 @@ class Distiller:
         """Each teacher's signals for all types of the pool."""
         return self._taught(batch, range(len(self.pool)))
 
-    def _predict(self, credit: Credit, action: np.ndarray, record: Update, *, soft: bool) -> None:
-        state, stage = credit.state, self.stages[self.place.number]
-        factors = np.ones(len(self.pool))
+    def _unit_weights(self, losses: np.ndarray) -> np.ndarray:
+        """[K] what each loss is multiplied with in this update where its action is 1.
+
+        Args:
+            losses: [K] what a type that was never selected would be divided by.
+        """
+        weights = np.ones(len(self.pool))
         if not self.plain:
-            factors = np.array(self.pool.weights) * self.pool.factors(self.place.progress)
+            weights = np.array(self.pool.weights) * self.pool.factors(self.place.progress)
         if self.parts.knowledge.balance == "ema":
-            first = np.maximum(state.losses, self.sizes.least)  # what a first use would divide by
-            factors /= np.where(self.sizes.counts > 0, self.sizes.values(), first)
+            first = np.maximum(losses, self.sizes.least)
+            weights /= np.where(self.sizes.counts > 0, self.sizes.values(), first)
+        return weights
+
+    def _predict(
+        self, credit: Credit, each: np.ndarray, mask: np.ndarray, record: Update, *, soft: bool
+    ) -> None:
         predicted = predict(
-            state.slopes,
-            state.gram if credit.settings.clip else None,
-            factors * stage.allowed,
-            action * stage.allowed,
+            credit.state.slopes,
+            credit.state.gram if credit.settings.clip else None,
+            each,
+            mask,
             rate=record.learning_rate,
             limit=self.parts.optim.max_grad_norm,
             norm=record.clip_norm,
             soft=soft,
         )
         record.predicted = predicted.drop
-        record.credit = np.where(stage.allowed, predicted.credit, math.nan)
+        record.credit = predicted.credit
 
     def _learn(
         self,
@@ -299,6 +312,7 @@ class Distiller:
             separate = self._separate_gradients(active, len(micro))
             for part in micro:
                 student, teachers = self._signals(part, active + off, observe=observe)
+                self._expect(active + off)
                 values = {k: self._share(k, student, teachers, part, amounts[k]) for k in active}
                 with torch.no_grad():
                     for k in off:
@@ -451,11 +465,16 @@ class Distiller:
         ]
         if observe and self._watches_teacher(asked[0]):
             asked[0] = asked[0] | self.watched.teacher
-        found = [source(batch, one) for source, one in zip(self.sources, asked, strict=True)]
-        if self.device.type == "cuda" and self.cursor + 1 < self.updates:
-            for source, one in zip(self.sources, asked, strict=True):
-                source.expect(self.order.rows(self.cursor + 1), one)
-        return found
+        return [source(batch, one) for source, one in zip(self.sources, asked, strict=True)]
+
+    def _expect(self, wanted: Iterable[int]) -> None:
+        """Have the teachers' sources read the next batch ahead, for the types wanted now."""
+        if self.device.type != "cuda" or self.cursor + 1 >= self.updates:
+            return
+        types = [self.pool.types[k] for k in wanted]
+        for i, source in enumerate(self.sources):
+            needs = Needs.union(t.teacher for t in types if t.source == i)
+            source.expect(self.order.rows(self.cursor + 1), needs)
 
     def _watches_teacher(self, asked: Needs) -> bool:
         """True if looking at the first teacher costs no forward beside the one for these signals."""

@@ -23,8 +23,8 @@ class CreditConfig:
     window: int = 10
     """Updates over which the credit that agents see is averaged."""
     method: Literal["auto", "jvp", "difference"] = "auto"
-    """jvp: one forward-mode pass, exact; difference: one more forward, a finite difference; auto: the
-    one that is faster on the device."""
+    """jvp: one forward-mode pass, exact; difference: two forwards, a finite difference, to about 1 % of
+    the largest; auto: difference, which is faster."""
     preconditioner: Literal["adam", "none"] = "adam"
     """adam: the direction of an AdamW update; none: that of plain gradient descent."""
     embeddings: bool = False

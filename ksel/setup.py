@@ -160,6 +160,8 @@ def prepare(
     rows = [split.take(index) for split in everything]
     updates = step_budget(config, len(rows[0]))
     _check_stages(config, updates)
+    if config.env.reward == "amortized":
+        _check_credit(config, pool, len(reward))
     check_vocabulary(plan, tokenizers[0])
     if check is not None:
         check(pool, stages, updates)
@@ -344,30 +346,50 @@ def _watched(config: RunConfig, task: Task, student: Shape, teacher: Shape) -> W
     )
 
 
-def _make_credit(
-    config: RunConfig, pool: KnowledgePool, reward: Split, task: Task, ledger: Ledger
-) -> Callable[[Tap], Credit]:
-    """What makes the measure of a student's credit.
+def _check_credit(config: RunConfig, pool: KnowledgePool, rows: int) -> None:
+    """Refuse settings of credit that this pool and this reward split do not allow.
 
     Raises:
-        UsageError: the reward split is smaller than a batch of it, or embeddings are asked for that
-            are not trained like the rest.
+        UsageError: names the option.
     """
-    settings, bucket = config.credit, config.batching.bucket
-    if settings.rows > len(reward):
+    settings = config.credit
+    if settings.rows > rows:
         raise UsageError(
             f"--credit.rows: a held-out gradient of {settings.rows} rows is more than the reward "
-            f"split has ({len(reward)}). Lower it, or raise --rows.reward."
+            f"split has ({rows}). Lower it, or raise --rows.reward."
         )
     if settings.embeddings and config.optim.embeddings != "train":
         raise UsageError(
             f"--credit.embeddings: the embeddings are {config.optim.embeddings}, so they have no "
             f"part in the direction. Leave it out, or set --optim.embeddings train."
         )
-    objective, width = config.env.objective, config.env.margin_width
+    coupled = [type.spec for type in pool if type.couples]
+    if coupled and settings.batch == 1:
+        raise UsageError(
+            f"--credit.batch 1: {', '.join(coupled)} compares the examples of a batch, and there is "
+            f"nothing to compare. Give 2 or more, or 0 for the whole batch."
+        )
+
+
+def _make_credit(
+    config: RunConfig, pool: KnowledgePool, reward: Split, task: Task, ledger: Ledger
+) -> Callable[[Tap], Credit]:
+    """What makes the measure of a student's credit."""
+    env, limit = config.env, config.optim.max_grad_norm
 
     def make(tap: Tap) -> Credit:
-        return Credit(tap, pool, reward, task, objective, width, settings, bucket, ledger)
+        return Credit(
+            tap,
+            pool,
+            reward,
+            task,
+            env.objective,
+            env.margin_width,
+            config.credit,
+            config.batching.bucket,
+            ledger,
+            limit,
+        )
 
     return make
 

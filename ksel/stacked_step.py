@@ -132,6 +132,7 @@ class StackedStep:
         if observe or wanted:
             for part in batch.split(parts):
                 job.parts.append((part, core._taught(part, wanted, observe=observe)))
+            core._expect(wanted)
         return job
 
     def _set_weights(self, job: Job) -> None:

@@ -101,6 +101,7 @@ class ScheduleWriter:
         self.features = tuple(feature_names)
         self.meta = dict(meta)
         self._rows: list[DecisionRow] = []
+        self._annotated = 0
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -131,21 +132,20 @@ class ScheduleWriter:
         """
         if not self._rows:
             raise ValueError("no decision to annotate")
-        # in place, so that Ctrl-C at any point leaves the decision there
-        self._rows[-1] = self._checked(
-            replace(self._rows[-1], probabilities=probabilities, log_prob=log_prob)
-        )
+        self._annotate(len(self._rows) - 1, probabilities, log_prob)
 
     def annotate_next(self, probabilities: np.ndarray, log_prob: float) -> None:
         """As :meth:`annotate_last`, for the first of the decisions after the last annotated one."""
-        index = len(self._rows) - 1
-        while index > 0 and np.isnan(self._rows[index - 1].log_prob):
-            index -= 1
-        if index < 0:
+        if self._annotated >= len(self._rows):
             raise ValueError("no decision to annotate")
+        self._annotate(self._annotated, probabilities, log_prob)
+
+    def _annotate(self, index: int, probabilities: np.ndarray, log_prob: float) -> None:
+        # in place, so that Ctrl-C at any point leaves the decision there
         self._rows[index] = self._checked(
             replace(self._rows[index], probabilities=probabilities, log_prob=log_prob)
         )
+        self._annotated = index + 1
 
     def rows(self, stage: str) -> list[DecisionRow]:
         """The decisions of a stage so far."""

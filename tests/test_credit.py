@@ -295,6 +295,24 @@ def test_the_credit_of_an_update_is_its_first_order_effect(make: Make):
         distiller.restore(state)
 
 
+def test_credit_is_weighted_as_the_update_is(make: Make):
+    # the sizes that the update divides by are those of before it
+    setup = make(credit={"interval": 1, "clip": False}, optim={"max_updates": 9})
+    distiller, credit = setup.distiller, credit_of(setup.distiller)
+    train(distiller, 3)
+    record = distiller.update(np.ones(5), credit="hard")
+    np.testing.assert_allclose(
+        record.credit, record.learning_rate * record.weight * credit.state.slopes, rtol=1e-6
+    )
+    assert record.predicted == pytest.approx(record.credit.sum())
+
+
+def test_without_clipping_nothing_is_spent_on_it(make: Make):
+    distiller = make(optim={"max_updates": 9, "max_grad_norm": 0.0}).distiller
+    train(distiller, 2)
+    assert np.isnan(credit_of(distiller).state.gram).all()
+
+
 def test_a_type_that_a_stage_does_not_allow_has_no_credit(make: Make):
     stages = [{"pool": ["response", "hidden/skip"], "share": 0.5}, {"pool": [], "share": 0.5}]
     distiller = make(stages=stages).distiller
@@ -329,6 +347,10 @@ def test_few_rows_are_spread_and_trimmed(make: Make):
     [
         ({"credit": {"rows": 25}}, "--credit.rows"),
         ({"credit": {"embeddings": True}, "optim": {"embeddings": "frozen"}}, "--credit.embedd"),
+        (
+            {"credit": {"batch": 1}, "knowledge": {"pool": ["label", "sample_similarity"]}},
+            "--credit.batch 1: sample_similarity",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(make: Make, changes: dict, option: str):

@@ -224,7 +224,8 @@ def test_the_verdict_is_in_info(make: Make):
     infos = [env.step([1, 1, 1])[4] for _ in range(12)]
     assert ["trusted" in info for info in infos] == [False] * (FEWEST - 1) + [True] * 5
     assert {"slope", "correlation", "sign_agreement"} <= set(infos[-1])
-    drops = np.array([[info["predicted"], info["drop"]] for info in infos])
+    rates = np.array([info["learning_rate"] for info in infos])
+    drops = np.array([[info["predicted"], info["drop"]] for info in infos]) / rates[:, None]
     assert infos[-1]["correlation"] == pytest.approx(np.corrcoef(drops.T)[0, 1])
 
 
@@ -300,7 +301,7 @@ def test_a_branch_that_diverges_is_not_chosen(make: Make, monkeypatch: pytest.Mo
     monkeypatch.setattr(env.setup.pool.types[0], "loss", real)
     assert np.isnan(branched.drops).tolist() == [True, True, False]
     assert branched.chosen == 2
-    assert branched.advantages[0] == branched.advantages[1]
+    assert branched.advantages[0] == branched.advantages[1] < branched.advantages[2]
     assert not branched.terminated
 
 
@@ -309,7 +310,9 @@ def test_relative_advantages():
     assert relative(np.array([2.0, 2.0])).tolist() == [0, 0]
     assert relative(np.array([math.nan, math.nan])).tolist() == [0, 0]
     values = relative(np.array([math.nan, 1.0, 2.0]))
-    assert values[0] == values[1] < 0 < values[2]
+    assert values[0] < values[1] < values[2]
+    values = relative(np.array([0.1, math.nan]))
+    assert values[1] < 0 < values[0]
 
 
 def test_distrust_makes_the_environment_ask_for_branches(make: Make):
@@ -329,6 +332,46 @@ def test_distrust_makes_the_environment_ask_for_branches(make: Make):
     env.step([1, 1, 1])
     env.step([1, 1, 1])
     assert env.branching is not env._amortized.trusted
+
+
+def test_all_branches_are_judged_not_the_best_alone(make: Make):
+    env = make(branches={"count": 3, "updates": 2})
+    env.reset(seed=4)
+    env.step([1, 1, 1])
+    assert env._amortized is not None
+    env.objective_now()
+    before = len(env._amortized.calibration.measured)
+    rate = env.step([1, 1, 1])[4]["learning_rate"]
+    assert rate > 0
+    env.reset(seed=4)
+    env.step([1, 1, 1])
+    branched = env.branch(MASKS)
+    measured = env._amortized.calibration.measured
+    assert len(measured) == before + 3
+    ratios = np.sort(measured[-3:]) / np.sort(branched.drops)
+    np.testing.assert_allclose(
+        ratios, ratios[0], rtol=1e-6
+    )  # over the learning rates of the window
+
+
+def test_an_objective_that_is_not_finite_ends_a_branch(make: Make, monkeypatch: pytest.MonkeyPatch):
+    env = make(branches={"count": 3, "updates": 2})
+    env.reset(seed=4)
+    env.step([1, 1, 1])
+    env.objective_now()
+    real, calls = env._value, []
+
+    def value(logits: Tensor) -> float:
+        calls.append(1)
+        return math.nan if len(calls) == 2 else real(logits)
+
+    monkeypatch.setattr(env, "_value", value)
+    branched = env.branch(MASKS)
+    assert np.isnan(branched.drops).tolist() == [False, True, False]
+    assert branched.chosen != 1
+    assert np.argmin(branched.advantages) == 1
+    assert not branched.terminated
+    env.step([1, 1, 1])
 
 
 def test_a_stopped_branch_leaves_the_student_as_it_was(make: Make):

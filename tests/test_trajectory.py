@@ -127,6 +127,20 @@ def test_writer_copies_its_vectors() -> None:
     np.testing.assert_array_equal(writer._rows[0].action, np.array([1, 0, 1], np.float32))
 
 
+def test_annotate_next_goes_row_by_row_also_past_unknown_ones(tmp_path: Path) -> None:
+    writer = make_writer()
+    for number in range(3):
+        writer.add(make_row(number, log_prob=0.0))
+    for value in (-1.0, float("nan"), -3.0):
+        writer.annotate_next(np.full(3, 0.5), value)
+    found = [one.log_prob for one in writer.rows("search")]
+    assert found[0] == -1.0
+    assert np.isnan(found[1])
+    assert found[2] == -3.0
+    with pytest.raises(ValueError, match="no decision to annotate"):
+        writer.annotate_next(np.full(3, 0.5), 0.0)
+
+
 def test_annotate_last_changes_only_the_last_row(tmp_path: Path) -> None:
     writer = make_writer()
     unknown = np.full(3, np.nan)
