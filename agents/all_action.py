@@ -28,14 +28,18 @@ from stable_baselines3.common.utils import explained_variance, obs_as_tensor, sa
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.all_action_files import read_training, write_training
-from agents.all_action_gradient import (
-    advantages,
-    entropies,
-    keep_alive,
-    policy_gradient,
-    score,
+from agents.all_action_branches import (
+    Tally,
+    allowed_types,
+    batch_of_one,
+    compare,
+    fork_gradient,
+    forkable,
+    reward_of,
+    wants_fork,
 )
+from agents.all_action_files import read_training, write_training
+from agents.all_action_gradient import advantages, entropies, keep_alive, policy_gradient
 from agents.factorised import (
     FactorisedNetwork,
     FactorisedPolicy,
@@ -73,6 +77,8 @@ class AllAction(BaseAlgorithm):
         env: an environment (or ``VecEnv``) of bits or weights; None = only to predict.
         settings: hyper-parameters.
         pool: names of the knowledge types; None = ``env.pool_names``.
+        cost_per_type: what the reward loses for each type that is on (soft: per unit of weight);
+            credit does not hold it.
         seed: of the network, the draws and the environment's first reset.
         verbose, tensorboard_log: as in Stable-Baselines3.
         observation_space, action_space: read where ``env`` is None.
@@ -86,13 +92,14 @@ class AllAction(BaseAlgorithm):
         settings: AllActionConfig | None = None,
         *,
         pool: Sequence[str] | None = None,
+        cost_per_type: float = 0.0,
         seed: int = 0,
         verbose: int = 0,
         tensorboard_log: str | None = None,
         observation_space: spaces.Space | None = None,
         action_space: spaces.Space | None = None,
     ) -> None:
-        self.settings = settings or AllActionConfig()
+        self.settings, self.cost_per_type = settings or AllActionConfig(), float(cost_per_type)
         super().__init__(
             FactorisedNetwork,
             env,
@@ -128,7 +135,7 @@ class AllAction(BaseAlgorithm):
             self.policy.parameters(), lr=self.settings.learning_rate, betas=BETAS
         )
         self.rng = np.random.default_rng([seed, 1])
-        self.rollout = Rollout.empty()
+        self.rollout, self.tally = Rollout.empty(), Tally()
         if self.env is not None:
             self.env.seed(seed)
 
@@ -147,6 +154,8 @@ class AllAction(BaseAlgorithm):
 
         The policy is updated every ``n_steps`` decisions, before each fork, and at the end.
         """
+        if reset_num_timesteps or self._last_obs is None:
+            self.tally = Tally()
         total, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
@@ -177,6 +186,8 @@ class AllAction(BaseAlgorithm):
         actions = draw(p, self.kind, self.settings.concentration, self.rng)
         self._last_obs, rewards, dones, infos = env.step(actions)  # type: ignore[assignment]
         self.num_timesteps += env.num_envs
+        if forkable(env, self.kind):
+            self.tally.add(float(rewards[0]), 1, bool(dones[0]), infos[0])
         self._update_info_buffer(infos, dones)
         self.rollout.observations.append(observation)
         self.rollout.actions.append(actions)
@@ -191,8 +202,8 @@ class AllAction(BaseAlgorithm):
         return callback.on_step()
 
     def _credit(self, info: dict[str, Any]) -> np.ndarray:
-        scale = info.get("reward_scale", 1.0)
-        return np.array([info.get(f"credit/{name}", np.nan) for name in self.pool]) / scale
+        credit = np.array([info.get(f"credit/{name}", np.nan) for name in self.pool])
+        return credit / info.get("reward_scale", 1.0) - self.cost_per_type
 
     def _beyond(self, infos: list[dict[str, Any]]) -> np.ndarray:
         """What an episode that was cut off by a time limit would still have earned, [n]."""
@@ -268,32 +279,28 @@ class AllAction(BaseAlgorithm):
     # ----------------------------------------------------------------- branches
 
     def _branching(self) -> bool:
-        env = cast(VecEnv, self.env)
-        if self.kind == "sigmoid" or env.num_envs > 1 or not env.has_attr("branching"):
-            return False  # a sigmoid has one mask to try
-        return env.get_attr("branching")[0]
+        return wants_fork(cast(VecEnv, self.env), self.kind)
 
     def _fork(self, callback: BaseCallback) -> bool:
         """Try masks side by side and learn from how they compare; False = stop."""
-        env = cast(VecEnv, self.env)
-        observation = obs_as_tensor(cast(Any, self._last_obs), self.device)
-        logits, _ = self.policy(observation)
+        env, concentration = cast(VecEnv, self.env), self.settings.concentration
+        logits, _ = self.policy(obs_as_tensor(cast(Any, self._last_obs), self.device))
         at = logits.detach().numpy()[0]
-        p, concentration = special.expit(at), self.settings.concentration
+        p, allowed = special.expit(at), allowed_types(env, len(self.pool))
         count = env.get_attr("branch_count")[0]
-        masks = distinct(p, count, self.kind, concentration, self.rng)
+        masks = distinct(p, count, self.kind, concentration, self.rng, allowed)
         branched = env.env_method("branch", masks)[0]
-        repeated = logits.detach().expand(count, -1)
-        scores = score(repeated, torch.as_tensor(masks), self.kind, concentration)
-        advantage = torch.as_tensor(branched.advantages, dtype=scores.dtype)
-        gradient = (scores * advantage[:, None]).mean(0, keepdim=True)
-        known = np.isfinite(self._credit(branched.info))
-        if known.any():  # the others cannot be selected now
-            gradient[:, ~known] = 0.0
+        advantage = compare(branched, masks, self.cost_per_type)
+        gradient = fork_gradient(
+            logits.detach(), masks, advantage, allowed, self.kind, concentration
+        )
         self._climb(logits, gradient, None)
         self.num_timesteps += branched.decisions
-        report = p.astype(np.float32), self._log_prob(masks[branched.chosen], at)
-        reports = [report] * branched.decisions
+        dones, infos = np.array([branched.terminated]), [dict(branched.info)]
+        self.tally.add(reward_of(branched), branched.decisions, branched.terminated, infos[0])
+        self._update_info_buffer(infos, dones)
+        log_prob = self._log_prob(masks[branched.chosen][allowed], at[allowed])
+        reports = [(p.astype(np.float32), log_prob)] * branched.decisions
         if branched.terminated and self.num_timesteps < self._total_timesteps:
             self._last_obs = env.reset()  # type: ignore[assignment]
         else:
@@ -342,6 +349,7 @@ class AllAction(BaseAlgorithm):
     def _progress(self) -> dict[str, Any]:
         return {
             "settings": asdict(self.settings),
+            "cost_per_type": self.cost_per_type,
             "seed": self.seed,
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
@@ -365,6 +373,7 @@ class AllAction(BaseAlgorithm):
             env,
             AllActionConfig(**progress["settings"]),
             pool=policy.pool,
+            cost_per_type=progress["cost_per_type"],
             seed=progress["seed"],
             observation_space=policy.space,
             action_space=policy.network.action_space,
@@ -383,13 +392,6 @@ def stacked(observations: list[Any]) -> Any:
     if isinstance(observations[0], dict):
         return {name: torch.cat([part[name] for part in observations]) for name in observations[0]}
     return torch.cat(observations)
-
-
-def batch_of_one(observation: Any) -> Any:
-    """One observation as a batch."""
-    if isinstance(observation, dict):
-        return {name: part[None] for name, part in observation.items()}
-    return observation[None]
 
 
 def flat(values: np.ndarray) -> Tensor:

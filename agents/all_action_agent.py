@@ -30,7 +30,8 @@ class AllActionAgent:
     """all_action while it learns; see :class:`agents.policy.Learner`.
 
     Args:
-        config: the run; its group ``all_action`` holds the hyper-parameters.
+        config: the run; its group ``all_action`` holds the hyper-parameters, and
+            ``env.cost_per_type`` is taken off credit.
         pool: names of the knowledge types.
         observation_space: ``Dict`` of vectors.
         action_space: ``MultiBinary(K)`` (hard) or ``Box(0, 1, (K,))`` (soft).
@@ -50,7 +51,7 @@ class AllActionAgent:
         action_space: spaces.Space,
     ) -> None:
         self.pool, self.settings = tuple(pool), config.all_action
-        self.final = config.episodes.final
+        self.cost_per_type, self.final = config.env.cost_per_type, config.episodes.final
         self.online = resolve_search(NAME, config.search) != "episodes"
         self.observation_space = observation_space
         self.soft = isinstance(action_space, spaces.Box)
@@ -97,7 +98,9 @@ class AllActionAgent:
             UsageError: too few decisions to learn from.
         """
         refuse_short_search(NAME, decisions, self.online)
-        self.model = model = AllAction(env, self.settings, pool=self.pool, seed=seed)
+        self.model = model = AllAction(
+            env, self.settings, pool=self.pool, cost_per_type=self.cost_per_type, seed=seed
+        )
         logger = start_logger(logger_folder)
         model.set_logger(logger)
         try:

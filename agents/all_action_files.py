@@ -17,7 +17,14 @@ from ksel.files import atomic_path, write_json
 
 MOMENTS = "training.safetensors"
 PROGRESS = "training.json"
-FIELDS = {"settings": dict, "seed": int, "num_timesteps": int, "n_updates": int, "generators": list}
+FIELDS = {
+    "settings": dict,
+    "cost_per_type": float,
+    "seed": int,
+    "num_timesteps": int,
+    "n_updates": int,
+    "generators": list,
+}
 
 
 def write_training(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from agents.policy import (
 NAME = "all_action"
 KINDS = ("bits", "beta", "sigmoid")
 TRIES = 100
-"""Draws for each mask of a fork before one that is there already is taken."""
+"""Draws for each mask of a fork before it is left out: a policy may be too sure to draw another."""
 
 
 # --------------------------------------------------------------------------- drawing
@@ -61,26 +61,42 @@ def likeliest(p: np.ndarray, kind: str) -> np.ndarray:
 
 
 def distinct(
-    p: np.ndarray, count: int, kind: str, concentration: float, rng: np.random.Generator
+    p: np.ndarray,
+    count: int,
+    kind: str,
+    concentration: float,
+    rng: np.random.Generator,
+    allowed: np.ndarray,
 ) -> np.ndarray:
     """Masks to try side by side: the most likely one, then draws that are not there yet.
 
     Args:
         p: [K] probabilities or means.
-        count: number of masks N; where fewer exist, or a policy is too sure, some are alike.
+        count: number of masks wanted.
+        allowed: [K] bool; the other types are off in each mask.
 
     Returns:
-        [N, K] float32.
+        [N, K] float32, no mask twice. N is below ``count`` where fewer exist (then all of them are
+        there), or where a policy is too sure to draw another one; it is 1 or more.
     """
-    masks = [likeliest(p, kind)]
-    for _ in range(TRIES * count):
+    masks = [likeliest(p, kind) * allowed]
+    free = np.flatnonzero(allowed)
+    few = not len(free) or (kind == "bits" and 2 ** len(free) <= count)
+    drawn = (draw(p, kind, concentration, rng) * allowed for _ in range(TRIES * count))
+    for mask in _all_masks(free, len(p)) if few else drawn:
         if len(masks) == count:
             break
-        drawn = draw(p, kind, concentration, rng)
-        if not any(np.array_equal(drawn, mask) for mask in masks):
-            masks.append(drawn)
-    masks += [draw(p, kind, concentration, rng) for _ in range(count - len(masks))]
-    return np.stack(masks)
+        if not any(np.array_equal(mask, other) for other in masks):
+            masks.append(mask)
+    return np.stack(masks).astype(np.float32)
+
+
+def _all_masks(free: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Each mask [size] of which all but the ``free`` types are off; none where no type is free."""
+    for bits in itertools.product((0.0, 1.0), repeat=len(free)) if len(free) else ():
+        mask = np.zeros(size)
+        mask[free] = bits
+        yield mask
 
 
 def log_probability(

@@ -30,7 +30,14 @@ from agents.table import (
     resolve_reward,
     resolve_search,
 )
-from ksel.config import AllActionConfig, DDPGConfig, DynamicConfig, EnvConfig, RunConfig
+from ksel.config import (
+    AllActionConfig,
+    BranchesConfig,
+    DDPGConfig,
+    DynamicConfig,
+    EnvConfig,
+    RunConfig,
+)
 from ksel.errors import UsageError
 from ksel.tasks import get_task
 
@@ -38,6 +45,7 @@ __all__ = [
     "AGENTS",
     "AgentInfo",
     "check_agent",
+    "check_rewards",
     "check_settings",
     "get_agent",
     "make_agent",
@@ -120,6 +128,7 @@ def check_settings(config: RunConfig) -> None:
         origin = f" It may come from --method {config.method}." if config.method else ""
         raise UsageError(f"{listed}.{origin} Leave it out, or choose an agent that reads it.")
     _check_search(config)
+    check_rewards(config)
     soft = resolve_actions(config.agent, config.env.actions)
     if config.agent == "annealed" and "training" not in config.env.observe:
         raise UsageError("--env.observe: annealed reads its progress from 'training'; add it.")
@@ -146,10 +155,46 @@ def _check_search(config: RunConfig) -> None:
         )
 
 
+def check_rewards(config: RunConfig) -> None:
+    """Refuse parts of the reward that an agent is not taught by: those that credit or a fork leaves out.
+
+    Raises:
+        UsageError: names the option and what would read it.
+    """
+    if config.agent not in ("all_action", "greedy"):
+        return
+    amortized = resolve_reward(config.agent, config.env.reward, config.search) == "amortized"
+    instead = "choose an agent that is paid with rewards alone, such as a2c"
+    if resolve_search(config.agent, config.search) == "branch":
+        names: tuple[str, ...] = ("reward_scale", "cost_per_type", "exploration", "final_metric")
+        why = "--search branch, which compares the plain drops of its forks"
+        instead = "set --search online with --env.reward measured"
+    elif config.agent == "greedy":
+        names = ("cost_per_type", "exploration", "final_metric")
+        why = "--agent greedy, which reads credit, and that tells of the drop alone"
+    elif amortized:
+        names = ("exploration", "final_metric")
+        why = "--agent all_action where it learns from credit, which tells of the drop alone"
+        instead = "set --env.reward measured"
+    else:
+        return
+    for name in names:
+        if getattr(config.env, name) != getattr(EnvConfig(), name):
+            origin = f" It may come from --method {config.method}." if config.method else ""
+            raise UsageError(
+                f"--env.{name} is not used with {why}.{origin} Leave it out, or {instead}."
+            )
+
+
 def _check_all_action(config: RunConfig, soft: bool) -> None:
     settings, usual = config.all_action, AllActionConfig()
     check_all_action(settings, soft)
     branch = resolve_search(config.agent, config.search) == "branch"
+    if branch and config.branches.every != BranchesConfig().every:
+        raise UsageError(
+            "--branches.every is not used with --search branch, where each decision is a fork. Leave "
+            "it out, or set --search online."
+        )
     for name in ("n_steps", "gamma", "gae_lambda") if branch else ():
         if getattr(settings, name) != getattr(usual, name):
             raise UsageError(
@@ -163,6 +208,11 @@ def _check_all_action(config: RunConfig, soft: bool) -> None:
         raise UsageError(
             f"--all_action.soft sigmoid learns from credit alone, which {option} does not give. "
             f"Set --all_action.soft beta, or leave {option.split()[0]} at auto."
+        )
+    if config.branches != BranchesConfig():
+        raise UsageError(
+            "--branches: not used with --all_action.soft sigmoid, which does not fork. Leave the group "
+            "out, or set --all_action.soft beta."
         )
     _refuse_mode(config, "all_action with the sigmoid")
 

@@ -9,7 +9,8 @@ A student is trained with all types on. At each point it is put back again and a
 * hold each mask for so many updates.
 
 Both effects are measured on the whole reward split and compared, over all masks, with what credit
-predicts there, under the default settings and with one setting changed at a time. Prints Spearman's
+predicts there: as shipped (running average, a few rows of one batch), and with less noise in one part
+or one setting changed at a time. Prints Spearman's
 rank correlations, writes everything to ``--out`` (JSON) and draws ``--out`` with the ending .png.
 """
 
@@ -28,7 +29,7 @@ import torch
 from scipy.stats import spearmanr
 
 from ksel.cli import quiet_libraries
-from ksel.credit import Credit, all_masks, predict
+from ksel.credit import Credit, all_masks, few_rows, predict
 from ksel.distiller import Distiller
 from ksel.evaluation import predict_logits, score_split
 from ksel.objectives import OBJECTIVES, objective_value
@@ -39,7 +40,9 @@ from ksel.setup import Setup, prepare
 PLAY_OUT = 10
 """Updates without a gradient after which momentum (0.9) has spent two thirds of itself; see DESIGN."""
 SLOPE_BATCHES = 4
-"""Training batches over which the slopes of a prediction are averaged."""
+"""Training batches over which the slopes of a prediction are averaged, but for the one as shipped."""
+HORIZONS = (5, 10, 20, 50, 100, 200)
+"""Updates over which running averages reach that are kept beside the shipped one."""
 
 
 def arguments() -> argparse.Namespace:
@@ -121,7 +124,7 @@ def play_out(distiller: Distiller, updates: int) -> None:
     optimizer = distiller.optimizer
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if optimizer.state[parameter]["step"] > 0:
+            if optimizer.state[parameter]["step"].item() > 0:
                 parameter.grad = torch.zeros_like(parameter)
     for _ in range(updates):
         optimizer.step()
@@ -155,15 +158,28 @@ def fresh_average(credit: Credit, rows: int, first: int) -> None:
 
 
 def predictions(
-    setup: Setup, state: Snapshot, credit: Credit, masks: list[np.ndarray]
+    setup: Setup,
+    state: Snapshot,
+    credit: Credit,
+    masks: list[np.ndarray],
+    *,
+    batches: int = SLOPE_BATCHES,
+    rows: int = 0,
 ) -> dict[str, list[float]]:
-    """Predicted drop of each mask, with and without regard to clipping."""
+    """Predicted drop of each mask, with and without regard to clipping.
+
+    Args:
+        batches: training batches over which slopes are averaged.
+        rows: rows of each of them; 0 = all.
+    """
     distiller = setup.distiller
     slopes, grams = [], []
+    kept = credit.state.copy()
     distiller.restore(state)
-    for number in range(SLOPE_BATCHES):
+    credit.state = kept
+    for number in range(batches):
         distiller.cursor = state.cursor + number
-        batch = distiller.next_batch()
+        batch = few_rows(distiller.next_batch(), rows)
         teachers = distiller._teach(batch)
         slopes.append(credit.derivatives(batch, teachers, credit.direction(distiller.optimizer))[0])
         if number == 0:
@@ -207,22 +223,28 @@ def variant(setup: Setup, objective: str = "cross_entropy", **changes: Any) -> C
 
 
 def all_predictions(
-    setup: Setup, state: Snapshot, masks: list[np.ndarray]
+    setup: Setup, state: Snapshot, masks: list[np.ndarray], trackers: list[Credit]
 ) -> dict[str, list[float]]:
     """The default, and one thing changed at a time: name -> predicted drop of each mask."""
     distiller = setup.distiller
     distiller.restore(state)
     credit = distiller.credit
     assert credit is not None
-    default = predictions(setup, state, credit, masks)
-    found = {"default": default["clip"], "blind to clipping": default["no clip"]}
+    rows = credit.settings.batch
+    shipped = predictions(setup, state, credit, masks, batches=1, rows=rows)
+    found = {"as shipped": shipped["clip"]}
+    for one in trackers:
+        name = f"average over {one.settings.horizon}"
+        found[name] = predictions(setup, state, one, masks)["clip"]
     first = 10_000  # rows in an order that training did not use
     total = len(setup.reward)
     for rows in (32, 128, 512, total):
         one = variant(setup)
         distiller.restore(state)
         fresh_average(one, rows, first)
-        found[f"fresh, {rows} rows"] = predictions(setup, state, one, masks)["clip"]
+        fresh = predictions(setup, state, one, masks)
+        found[f"fresh, {rows} rows"] = fresh["clip"]
+    found[f"fresh, {total} rows, blind to clipping"] = fresh["no clip"]
     changes: dict[str, dict[str, Any]] = {
         "no preconditioner": {"preconditioner": "none"},
         "with embeddings": {"embeddings": True},
@@ -251,12 +273,15 @@ def study(setup: Setup, given: argparse.Namespace) -> list[dict[str, Any]]:
     ones = np.ones(len(setup.pool))
     found = []
     distiller.reset(given.seed, given.updates)
+    trackers = [variant(setup, rows=8, horizon=horizon) for horizon in HORIZONS]
     for point in given.points:
         while distiller.cursor < point:
+            for one in trackers:
+                one.add_held_out(distiller.cursor)
             distiller.update(ones, credit="hard")
         state, start = distiller.snapshot(), time.perf_counter()
         here = values(setup)
-        predicted = all_predictions(setup, state, masks)
+        predicted = all_predictions(setup, state, masks, trackers)
         one = [after_one_gradient(setup, state, mask) for mask in masks]
         long = [held(setup, state, mask, given.hold) if mask.any() else {} for mask in masks]
         distiller.restore(state)
@@ -327,12 +352,12 @@ def draw(given: argparse.Namespace, found: list[dict[str, Any]]) -> None:
     )
     for row, result in zip(axes, found, strict=True):
         for axis, kind in zip(row, kinds, strict=True):
-            predicted = np.array(result["predicted"]["default"])
+            predicted = np.array(result["predicted"]["as shipped"])
             predicted = predicted if kind == "one gradient" else predicted[1:]
             axis.scatter(predicted, effects(result, kind, "cross_entropy"), s=12)
             axis.axhline(0, color="0.8", zorder=0)
             axis.axvline(0, color="0.8", zorder=0)
-            rank = correlation(result, "default", kind, "cross_entropy")
+            rank = correlation(result, "as shipped", kind, "cross_entropy")
             held_for = kind if kind == "one gradient" else f"held for {kind} updates"
             axis.set_title(
                 f"after {result['point']}: {held_for}\nrank correlation {rank:.2f}", size=9

@@ -9,6 +9,7 @@ import numpy as np
 
 from envs.calibration import Calibration, Verdict
 from ksel.records import Update
+from ksel.trust import RECENT
 
 
 @dataclass
@@ -67,16 +68,28 @@ class Amortized:
         """True if the window is over."""
         return self.updates >= self.window
 
-    def close(self, drop: float) -> None:
+    def close(self, drop: float) -> dict[str, float]:
         """End the window, whose true drop was measured; judge the windows so far.
 
         Drops are taken per unit of learning rate: both shrink with the rate, which would make them
         go together whatever the predictions are worth.
+
+        Returns:
+            The window's two drops, for ``info``; nothing where one is not known.
         """
         rate = max(self.rate, 1e-12)
         self.last = (self.predicted / rate, drop / rate)
         self.judge([self.last])
         self.skip()
+        predicted, true = self.last
+        known = math.isfinite(predicted) and math.isfinite(true)
+        return {"window_predicted": predicted, "window_drop": true} if known else {}
+
+    def figures(self) -> dict[str, float]:
+        """For ``info``: the windows looked at, and the judgement where they are enough."""
+        windows = min(len(self.calibration.measured), RECENT)
+        known = self.verdict.figures() if self.verdict else {}
+        return {"windows": float(windows), **known}
 
     def judge(self, windows: list[tuple[float, float]]) -> None:
         """Take windows into the judgement."""

@@ -87,8 +87,9 @@ def fork(env: DistillationEnv, masks: np.ndarray, updates: int) -> Branched:
     chosen, end, steps = best
     observation = env.set_snapshot(end)
     windows.pop(chosen, None)  # it is known already
-    env.judge_windows(list(windows.values()))  # the best alone would look too good
     last = steps[-1]
+    judged = env.judge_windows(list(windows.values()))  # the best alone would look too good
+    last.info.update(judged)
     return Branched(drops, relative(drops), chosen, steps, observation, last.terminated, last.info)
 
 

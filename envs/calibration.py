@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import pearsonr
 
-RECENT = 20
-"""Windows that are looked at, the last ones."""
-FEWEST = 8
-"""Windows from which on the correlation is judged."""
+from ksel.trust import FEWEST, RECENT
+
 CONFIDENCE = 0.9
 """Of the interval of the correlation (two-sided)."""
 

@@ -333,7 +333,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             return steps
         assert self._amortized is not None
         try:
-            self._amortized.close(self._measure(info))
+            info |= self._amortized.close(self._measure(info))
+            info |= self._amortized.figures()
         except DivergedError as error:
             self._running = False
             info["reason"] = str(error)
@@ -346,10 +347,12 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             return math.nan, math.nan
         return self._amortized.last
 
-    def judge_windows(self, windows: list[tuple[float, float]]) -> None:
-        """Judge predictions by these windows as well."""
-        if self._amortized is not None:
-            self._amortized.judge(windows)
+    def judge_windows(self, windows: list[tuple[float, float]]) -> dict[str, float]:
+        """Judge predictions by these windows as well; returns the judgement, for ``info``."""
+        if self._amortized is None:
+            return {}
+        self._amortized.judge(windows)
+        return self._amortized.figures()
 
     # ----------------------------------------------------------------- snapshot
 
@@ -482,9 +485,9 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             if math.isfinite(value):
                 info[f"credit/{name}"] = float(value)
         if self._measuring and (amortized.due or terminated):
-            amortized.close(self._measure(info))
+            info |= amortized.close(self._measure(info))
         self._features.judge(scaled, self._objective, self._initial)
-        info |= amortized.verdict.figures() if amortized.verdict else {}
+        info |= amortized.figures() if self._measuring else {}
         return scaled
 
     def _measure(self, info: dict[str, Any]) -> float:

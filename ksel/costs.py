@@ -18,8 +18,11 @@ PRINTED = ("search", "final", "reference:all")
 DEFINITION = (
     "seconds of search and final student over the seconds of one plain distillation: the reference "
     "'all' of this run, with every type on and nothing measured, and with the seconds that the "
-    "teacher took for signals that it found computed; dev metrics and writing left out"
+    "teacher took for signals that it found computed (after a search in episodes: for no more rows "
+    "than it asked for); an agent that learns online or from branches searches within the seconds of "
+    "the final student; dev metrics and writing left out"
 )
+WITHOUT = "as multiples of one plain distillation: with all among --references"
 
 Costs = Mapping[str, Mapping[str, Any]]
 """Stage -> what :func:`stage_cost` says of it."""
@@ -78,24 +81,28 @@ def _row(name: str, part: Mapping[str, Any], total: float) -> Row:
 # --------------------------------------------------------------------------- cost of the search
 
 
-def multiples(costs: Costs, *, kept: bool) -> dict[str, Any]:
+def multiples(
+    costs: Costs, *, kept: bool, teachers: int = 1, online: bool = False
+) -> dict[str, Any]:
     """Seconds of search, final student and one plain distillation, and what is a multiple of what.
 
     Signals that are kept are computed by the stage that asks first, which is never the plain
     distillation; alone it would have had to compute them as well, so the teacher's seconds of
-    the stages before count for it too.
+    the stages before count for it too, see :func:`_shared`.
 
     Args:
         costs: of the stages so far.
         kept: whether all teacher signals are kept once they are computed.
+        teachers: number of teachers.
+        online: whether the agent learned while the final student trained.
     """
     plain, final = costs.get("reference:all"), costs.get("final")
     searched = costs["search"]["seconds"] if "search" in costs else 0.0
-    before = [costs[stage] for stage in ("search", "final") if stage in costs]
-    shared = sum(_seconds_of(cost, "teacher") for cost in before) if kept and plain else 0.0
+    shared = _shared(costs, teachers) if kept and plain else 0.0
     unit = plain["seconds"] + shared if plain else None
     ended = final["seconds"] if final else None
     return {
+        "online": online,
         "search_seconds": searched,
         "final_seconds": ended,
         "plain_seconds": unit,
@@ -105,8 +112,25 @@ def multiples(costs: Costs, *, kept: bool) -> dict[str, Any]:
     }
 
 
-def _seconds_of(cost: Mapping[str, Any], part: str) -> float:
-    return cost["parts"].get(part, {}).get("seconds", 0.0)
+def _shared(costs: Costs, teachers: int) -> float:
+    """The teacher's seconds that the plain distillation was spared by the stages before it.
+
+    The final student has the plain one's batches, so it asks for the same rows. The episodes of a
+    search have others: then no more rows count than the plain student was trained on. That never
+    makes the unit too large.
+    """
+    before = [costs[stage] for stage in ("search", "final") if stage in costs]
+    seconds, computed = (
+        sum(_of(cost, "teacher", figure) for cost in before) for figure in ("seconds", "examples")
+    )
+    if "search" not in costs or not computed:
+        return float(seconds)
+    asked = teachers * _of(costs["reference:all"], "student_forward", "examples")
+    return seconds * min(computed, asked) / computed
+
+
+def _of(cost: Mapping[str, Any], part: str, figure: str) -> float:
+    return cost["parts"].get(part, {}).get(figure, 0)
 
 
 def search_cost(cost: Mapping[str, Any], references: list[str]) -> dict[str, Any]:
@@ -177,19 +201,21 @@ def cost_lines(cost: Mapping[str, Any]) -> list[str]:
     """The cost of the search beside one plain distillation, in words."""
     plain, search, final = (cost[f"{name}_seconds"] for name in ("plain", "search", "final"))
     searched = _words(search) if search else "none"
+    both = "the agent learned while the student trained, so one figure holds both"
+    if plain is None and cost.get("online"):
+        return [f"cost of search and student: {both}: {_words(final)} ({WITHOUT})"]
     if plain is None:
         return [
-            f"cost of the search: {searched}; of the final student: {_words(final)} (as "
-            f"multiples of one plain distillation: with all among --references)"
+            f"cost of the search: {searched}; of the final student: {_words(final)} ({WITHOUT})"
         ]
     times = f" = {cost['search_multiple']:.2f} x plain" if search else ""
     total = f"{_words(search + final)} = {cost['total_multiple']:.2f} x plain"
     shared = cost["shared_teacher_seconds"]
     own = f", {_words(shared)} of it for teacher signals that it found computed" if shared else ""
-    return [
-        f"cost of one plain distillation (all types on): {_words(plain)}{own}",
-        f"cost of the search: {searched}{times}; with the final student: {total}",
-    ]
+    of_plain = f"cost of one plain distillation (all types on): {_words(plain)}{own}"
+    if cost.get("online"):
+        return [of_plain, f"cost of search and student: {both}: {total}"]
+    return [of_plain, f"cost of the search: {searched}{times}; with the final student: {total}"]
 
 
 def _words(seconds: float) -> str:

@@ -16,8 +16,9 @@ from ksel.files import write_json
 from ksel.report_page import write_report
 from ksel.setup import Setup
 from ksel.summary import summarize
-from ksel.tracking import Progress
+from ksel.tracking import METRICS_FILE, Progress, read_metrics
 from ksel.trajectory import ScheduleWriter
+from ksel.trust import TrustWatch
 
 
 class Saveable(Protocol):
@@ -63,6 +64,7 @@ class Job:
         search: figures of the finished search.
         students: figures of the finished students, the selected one first.
         costs: what each finished stage cost, see :func:`ksel.costs.stage_cost`.
+        trust: asked after each decision whether there is something to say of its credit.
     """
 
     config: RunConfig
@@ -80,6 +82,7 @@ class Job:
     search: dict[str, Any] | None = None
     students: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trust: TrustWatch = field(default_factory=TrustWatch)
 
 
 def leave(job: Job) -> dict[str, Any]:
@@ -164,6 +167,7 @@ def _write_partial_student(job: Job) -> None:
 
 
 def _summary(job: Job) -> dict[str, Any]:
+    path = job.folder / METRICS_FILE
     return summarize(
         job.config,
         job.setup,
@@ -176,4 +180,5 @@ def _summary(job: Job) -> dict[str, Any]:
         search=job.search,
         costs=job.costs,
         writer=job.writer,
+        metrics=read_metrics(path) if path.is_file() else [],
     )

@@ -106,7 +106,7 @@ def schedule_heat_map(
     colours = WEIGHTS.resampled(2) if crisp else WEIGHTS
     kinds = len(pool)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new(title, height=1.35 + 0.36 * kinds)
+        figure, axes = new_figure(title, height=1.35 + 0.36 * kinds)
         mesh = axes.pcolormesh(
             edges, np.arange(kinds + 1), actions.T, cmap=colours, vmin=0, vmax=1, rasterized=True
         )
@@ -166,16 +166,16 @@ def shares(
         soft: the actions are weights.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new(title)
+        figure, axes = new_figure(title)
         for k, name in enumerate(pool):
             axes.plot(
-                updates, share[:, k], marker=".", color=colour(k), linestyle=_dash(k), label=name
+                updates, share[:, k], marker=".", color=colour(k), linestyle=dash(k), label=name
             )
         axes.set_ylim(-0.03, 1.03)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_ylabel("mean weight" if soft else "share of decisions")
         axes.set_xlabel("optimiser updates")
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -193,11 +193,11 @@ def per_type(
         ylabel: what is measured.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new(title)
+        figure, axes = new_figure(title)
         for k, name in enumerate(pool):
             known = np.isfinite(values[:, k]) & (values[:, k] > 0)
             x, y = np.asarray(updates)[known], values[known, k]
-            style: dict[str, Any] = {"color": colour(k), "linestyle": _dash(k), "label": name}
+            style: dict[str, Any] = {"color": colour(k), "linestyle": dash(k), "label": name}
             if len(y) > 2 * SMOOTHING:
                 axes.plot(x, y, color=colour(k), linewidth=0.7, alpha=0.25, rasterized=True)
                 x, y = _smooth(x), _smooth(y)
@@ -206,7 +206,7 @@ def per_type(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylabel(ylabel)
         axes.set_xlabel("optimiser updates")
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -230,14 +230,14 @@ def curves(
         teacher: the teacher's value, drawn as a horizontal line.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new(title)
+        figure, axes = new_figure(title)
         for k, (name, (updates, values)) in enumerate(points.items()):
             width = 2.6 if name == "selected" else 1.6
             axes.plot(
                 updates,
                 values,
                 color=colour(k),
-                linestyle=_dash(k),
+                linestyle=dash(k),
                 marker="osD^v"[k % 5],
                 markersize=4.5,
                 linewidth=width,
@@ -256,7 +256,7 @@ def curves(
         axes.margins(y=0.15)
         axes.set_ylabel(f"{metric} on dev rows")
         axes.set_xlabel("optimiser updates")
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -268,7 +268,7 @@ def reward_curve(episodes: Mapping[int, np.ndarray], title: str) -> Figure:
         title: heading of the figure.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new(title)
+        figure, axes = new_figure(title)
         start = 0
         ticks, names = [], []
         for number, rewards in episodes.items():
@@ -297,7 +297,7 @@ def reward_curve(episodes: Mapping[int, np.ndarray], title: str) -> Figure:
         axes.set_xticks(ticks, names)
         axes.set_xlabel("decisions, in the order they were played")
         axes.set_ylabel("reward (scaled drop)")
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -337,19 +337,22 @@ def _attribute(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
 
 
-def _new(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
+def new_figure(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
+    """An empty figure with its heading; make it inside ``rc_context(STYLE)``."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def add_legend(axes: Axes) -> None:
+    """A legend to the right of the axes, if anything has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=2.4)
 
 
-def _dash(index: int) -> str:
+def dash(index: int) -> str:
+    """The line style of the knowledge type at this place of the pool."""
     return DASHES[index // len(COLOURS) % len(DASHES)]
 
 

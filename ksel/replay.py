@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from agents.follow import follow
-from agents.make import get_agent
+from agents.make import check_rewards, get_agent
 from agents.policy import Policy, load_policy, read_header
 from agents.rollout import play
 from envs.distillation import DistillationEnv
@@ -50,18 +50,9 @@ PROG = "python -m ksel.replay"
 MODES = ("validate", "schedule", "policy")
 NO_EFFECT = (
     *("agent", "name", "references", "evaluations", "rows.dev_on_the_way", "env.actions"),
-    *(
-        "episodes",
-        "method",
-        "a2c",
-        "ppo",
-        "ddpg",
-        "bandit",
-        "static",
-        "random",
-        "annealed",
-        "dynamic",
-    ),
+    *("search", "students", "vectorize", "branches", "episodes", "method"),
+    *("all_action", "greedy", "a2c", "ppo", "ddpg", "bandit"),
+    *("static", "random", "annealed", "dynamic"),
 )
 """Settings that only a search, a new agent or a measurement on the way reads."""
 VALIDATE_TAKES = ("data", "teacher", "teachers", "store", "device", "threads", "student.init")
@@ -187,6 +178,7 @@ def parse(argv: Sequence[str]) -> Request:
     info = get_agent(run.config.agent)
     if "amortized" not in info.rewards:
         check_unrewarded(config, observes=info.observes)
+    check_rewards(config)
     if config.task != run.config.task and config.task != "custom":
         config = replace(config, custom=CustomTaskConfig())
     schedule = read_schedule(run.folder / SCHEDULE)

@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 
 from ksel import plots
-from ksel.costs import cost_rows
 from ksel.errors import UsageError
 from ksel.files import write_text
 from ksel.page import document, missing, number, section, show, table
+from ksel.report_parts import amortized, cost, credit
 from ksel.tracking import METRICS_FILE, read_metrics
 from ksel.trajectory import Schedule, read_schedule
 
@@ -118,10 +118,11 @@ def page(run: Run) -> str:
     sections = [
         _header(run),
         section("Summary", _summary_table(run) + _share_table(run)),
-        section("Cost of the search", _cost(run)),
+        section("Cost of the search", cost(run.summary)),
         section("Selection schedule", _schedule(run)),
         section("Dev metrics on the way", _dev_curves(run)),
         section("Losses and gradients", _losses(run)),
+        *([section("Credit", _credit(run))] if amortized(run.metrics) else []),
         section("Search", _search(run)),
         section("How it was made", _settings(run)),
     ]
@@ -229,44 +230,6 @@ def _share_table(run: Run) -> str:
     )
 
 
-def _cost(run: Run) -> str:
-    cost = run.summary.get("cost") or {}
-    if not cost:
-        return missing("The cost is summed up at the end of a run, which this one did not reach.")
-    tiles = [
-        ("search", cost.get("search_multiple"), ".2f", "&times; one plain distillation"),
-        ("search + final", cost.get("total_multiple"), ".2f", "&times; one plain distillation"),
-        ("search", cost.get("search_seconds"), ",.1f", " s"),
-        ("final student", cost.get("final_seconds"), ",.1f", " s"),
-        ("one plain distillation", cost.get("plain_seconds"), ",.1f", " s"),
-    ]
-    inner = "".join(
-        f"<div class='tile'><span>{escape(name)}</span><b>{number(value, pattern)}</b>{unit}</div>"
-        for name, value, pattern, unit in tiles
-    )
-    reason = (run.summary.get("search_cost") or {}).get("reason")
-    body = f'<div class="tiles">{inner}</div>' + (
-        missing(f"No multiple: {reason}.") if reason else ""
-    )
-    return body + "".join(
-        _stage_cost(stage, cost) for stage, cost in (cost.get("stages") or {}).items()
-    )
-
-
-def _stage_cost(stage: str, cost: Mapping[str, Any]) -> str:
-    lines = [
-        [
-            escape(row.name),
-            number(row.examples, ",.0f"),
-            number(row.seconds, ",.2f"),
-            number(row.share, ".0%"),
-        ]
-        for row in cost_rows(cost)
-    ]
-    lines_of = table(["part", "examples", "seconds", "share"], lines, emphasis="sum")
-    return f"<h3>Where the time went: {escape(stage)}</h3>{lines_of}"
-
-
 def _stages(run: Run) -> list[tuple[str, int]]:
     return run.schedule.stages() if run.schedule else []
 
@@ -356,8 +319,17 @@ def _losses(run: Run) -> str:
     return body + show(figure, "norms", f"Gradient norm of each knowledge type, {name}")
 
 
+def _credit(run: Run) -> str:
+    shown = _shown(run)
+    if run.schedule is None or shown is None:
+        return missing("No decisions were recorded.")
+    return credit(run.metrics, run.schedule, *shown)
+
+
 def _search(run: Run) -> str:
     numbers = [episode for stage, episode in _stages(run) if stage == "search"]
+    if (run.summary.get("cost") or {}).get("online"):
+        return missing("There were no episodes: the agent learned while the final student trained.")
     if run.schedule is None or not numbers:
         return missing("There was no search: the agent does not learn, or the run ended before.")
     rewards = {n: run.schedule.stage("search", n)["reward"].to_numpy() for n in numbers}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -120,22 +118,3 @@ def where_to_keep(source: str, size: int, free: int | None) -> str:
             f"--signals.budget."
         )
     return source
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that this process may still take; None where the system does not say."""
-    found: list[int] = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        sizes = dict(line.split(":", 1) for line in lines)
-        found.append(int(sizes["MemAvailable"].split()[0]) * 1024)
-    except (OSError, ValueError, KeyError):
-        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-            found.append(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    try:  # the limit of a container
-        group = Path("/sys/fs/cgroup")
-        most = int((group / "memory.max").read_text(encoding="ascii"))
-        found.append(most - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, ValueError):
-        pass
-    return min(found) if found else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,10 +10,10 @@ from torch import Tensor
 from ksel.distiller import Distiller
 from ksel.embeddings import word_embeddings
 from ksel.errors import UsageError
+from ksel.machine import free_memory
 from ksel.models import shape_of
 
 GIB = 2**30
-MEMORY_FILE = Path("/proc/meminfo")
 LAYER_STATES = 9
 """States of the hidden width that backward keeps of one layer, feed-forward left aside."""
 MAPS = 4
@@ -60,12 +59,7 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        lines = MEMORY_FILE.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    sizes = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
-    return int(sizes["MemAvailable"][0]) * 1024 if "MemAvailable" in sizes else None
+    return free_memory()
 
 
 def chunk_size(

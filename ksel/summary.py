@@ -18,6 +18,7 @@ from ksel.models import parameter_count
 from ksel.setup import Setup
 from ksel.stages import stage_ends, stage_shares
 from ksel.trajectory import ScheduleWriter, time_means
+from ksel.trust import calibration, trust_line
 from ksel.types import Shape
 
 SHARE_PARTS = 4
@@ -126,6 +127,7 @@ def summarize(
     search: dict[str, Any] | None,
     costs: Costs,
     writer: ScheduleWriter | None,
+    metrics: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The run's ``summary.json``, also of a run that ended early.
 
@@ -141,10 +143,16 @@ def summarize(
         search: figures of a finished search, with its ``seconds``.
         costs: what each finished stage cost.
         writer: the decisions so far.
+        metrics: the lines of ``metrics.jsonl`` so far.
     """
     stages = ("search", "final", *(f"reference:{name}" for name in config.references))
     decisions = {stage: len(writer.rows(stage)) for stage in stages} if writer else {}
-    cost = multiples(costs, kept=_all_kept(setup))
+    cost = multiples(
+        costs,
+        kept=_all_kept(setup),
+        teachers=len(setup.teachers) if setup else 1,
+        online=config.search in ("online", "branch"),
+    )
     return {
         "status": status,
         "stage": stage,
@@ -163,6 +171,7 @@ def summarize(
         "decisions": {stage: count for stage, count in decisions.items() if count},
         "search": search,
         "shares_over_time": _shares_over_time(writer) if students and writer else [],
+        "calibration": calibration(metrics) if config.env.reward == "amortized" else None,
         "search_cost": search_cost(cost, config.references),
         "cost": {**cost, "stages": costs, **(setup.ledger.flat() if setup else {})},
         "pool": list(setup.pool.names) if setup else list(config.knowledge.pool),
@@ -208,6 +217,8 @@ def print_summary(summary: Mapping[str, Any], console: Console | None = None) ->
         what = "mean weight of each type" if soft else "share of the decisions with each type on"
         console.print(f"selected student: {what}, over its training", markup=False)
         console.print(shares_table(summary))
+    if summary["calibration"] is not None:
+        console.print(trust_line(summary["calibration"]), markup=False)
     table = cost_table(summary["cost"]["stages"])
     if table is not None:
         console.print("where the time went")

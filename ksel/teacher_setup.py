@@ -13,8 +13,8 @@ from ksel.data import Source, Split
 from ksel.errors import UsageError
 from ksel.knowledge import KnowledgePool
 from ksel.ledger import Ledger
-from ksel.machine import store_folder
-from ksel.signal_choice import Offer, Wish, check_budget, choose_kept, free_memory, where_to_keep
+from ksel.machine import free_memory, store_folder
+from ksel.signal_choice import Offer, Wish, check_budget, choose_kept, where_to_keep
 from ksel.signal_files import FileStore
 from ksel.signal_store import Layout, MemoryStore, SignalStore, signal_names
 from ksel.signals import KeptTeacher, SignalPlan, TeacherSource

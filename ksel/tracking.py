@@ -39,6 +39,9 @@ TAGS = {
     "slope": "reward/slope",
     "sign_agreement": "reward/sign_agreement",
     "trusted": "reward/trusted",
+    "windows": "reward/windows",
+    "window_predicted": "reward/window_predicted",
+    "window_drop": "reward/window_drop",
     "reward_scale": "reward/scale",
     "clip_norm": "grad_norm/total",
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from envs.branches import Branched, Step, relative
 from envs.observation import GLOBAL, PER_TYPE
 
 POOL = ("label", "response", "cls_hidden/skip", "hidden/skip", "value_relation/last_1", "fsp/skip")
@@ -19,26 +19,14 @@ FIRST = np.array([1.0, 0.6, -0.8, 0.4, -0.6, -0.4])
 Credit = Callable[[int], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Branched:
-    """What :meth:`CreditEnv.branch` gives back."""
-
-    drops: np.ndarray
-    advantages: np.ndarray
-    chosen: int
-    decisions: int
-    observation: dict[str, np.ndarray]
-    terminated: bool
-    info: dict[str, Any]
-
-
 class CreditEnv(gym.Env):
-    """Reward = (sum over the types that are on of their noisy credit) / scale.
+    """Reward = (sum over the types that are on of their noisy credit) / scale - cost per type.
 
     Args:
         credit: number of the decision within the episode -> [K] true credit.
         noise: deviation of a type's noise over the root mean square of the credits.
         length: decisions of an episode.
+        cost: taken off the reward for each type that is on (soft: per unit of weight).
         scale: what credit and drops are multiplied by; also ``info["reward_scale"]``.
         known_from: decisions before which no credit is told.
         forbidden: types that cannot be selected.
@@ -53,6 +41,7 @@ class CreditEnv(gym.Env):
         noise: float = 1.0,
         length: int = 60,
         scale: float = 1.0,
+        cost: float = 0.0,
         soft: bool = False,
         known_from: int = 0,
         forbidden: Sequence[int] = (),
@@ -60,7 +49,7 @@ class CreditEnv(gym.Env):
         branches: tuple[int, int, int] | None = None,
     ) -> None:
         self.credit, self.noise, self.length, self.scale = credit, noise, length, scale
-        self.known_from, self.forbidden = known_from, set(forbidden)
+        self.known_from, self.forbidden, self.cost = known_from, set(forbidden), cost
         self.delayed, self.branches = delayed, branches
         self.pool_names = POOL
         size = len(POOL)
@@ -74,6 +63,10 @@ class CreditEnv(gym.Env):
     @property
     def branching(self) -> bool:
         return self.branches is not None and self.decision >= self.next_fork
+
+    @property
+    def allowed(self) -> np.ndarray:
+        return np.array([k not in self.forbidden for k in range(len(POOL))])
 
     @property
     def branch_count(self) -> int:
@@ -114,8 +107,9 @@ class CreditEnv(gym.Env):
                 for k, (n, d) in enumerate(zip(POOL, told.tolist(), strict=True))
                 if k not in self.forbidden
             }
-        reward = (info["predicted"] + self.earned) / self.scale
-        self.true_rewards.append(float(mask @ true + self.earned) / self.scale)
+        costs = self.cost * float(mask.sum())
+        reward = (info["predicted"] + self.earned) / self.scale - costs
+        self.true_rewards.append(float(mask @ true + self.earned) / self.scale - costs)
         self.earned = 0.0 if self.delayed is None else self.scale * float(mask @ self.delayed)
         self.actions.append(mask)
         self.taken = mask
@@ -126,19 +120,24 @@ class CreditEnv(gym.Env):
         assert self.branches is not None
         self.forks.append((self.decision, masks.copy()))
         counts = min(self.branches[2], self.length - self.decision)
+        masks = np.asarray(masks) * self.allowed
         true = masks @ self.credit(self.decision)
-        drops = true + self.noise * self.np_random.standard_normal(len(masks))
-        advantages = (drops - drops.mean()) / (drops.std() + 1e-8)
+        drops = self.scale * (true + self.noise * self.np_random.standard_normal(len(masks)))
         chosen = int(np.argmax(drops))
-        self.actions += [np.asarray(masks[chosen])] * counts
-        self.taken = np.asarray(masks[chosen])
+        mask, paid = masks[chosen], float(drops[chosen]) / self.scale
+        self.actions += [mask] * counts
+        self.taken = mask
         self.decision += counts
         self.next_fork = self.decision + self.branches[1]
         over = self.decision >= self.length
-        info = {f"credit/{n}": 0.0 for k, n in enumerate(POOL) if k not in self.forbidden}
-        if not self.forbidden:
-            info = {}
-        return Branched(drops, advantages, chosen, counts, self._observe(), over, info)
+        info = {"reward_scale": self.scale}
+        steps = []
+        for number in range(1, counts + 1):
+            last = number == counts
+            reward = (paid if last else 0.0) - self.cost * float(mask.sum())
+            steps.append(Step(mask, np.zeros(FEATURES), reward, over and last, info))
+        observation = self._observe()
+        return Branched(drops, relative(drops), chosen, steps, observation, over, info)
 
     def regret(self, last: int | None = None) -> float:
         """Mean shortfall of the (last) decisions' true rewards against the best masks."""

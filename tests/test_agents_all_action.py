@@ -33,8 +33,11 @@ from agents.factorised import FactorisedNetwork, FactorisedPolicy, distinct, dra
 from agents.make import check_settings, make_agent
 from agents.policy import Learner, load_policy
 from agents.stable_baselines import SB3Agent
+from envs.distillation import DistillationEnv
+from envs.recording import Recorder
 from ksel.config import AllActionConfig, RunConfig
 from ksel.errors import UsageError
+from ksel.trajectory import ScheduleWriter
 
 K = 6
 MASKS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=K)), dtype=torch.float64)
@@ -44,10 +47,10 @@ SHAPES = {"training": (FEATURES,)}
 
 
 def build(
-    env: CreditEnv, search: str = "auto", final: str = "sample", **settings
+    env: CreditEnv, search: str = "auto", final: str = "sample", cost: float = 0.0, **settings
 ) -> AllActionAgent:
     config = RunConfig(agent="all_action", search=search)
-    config.episodes.final = final
+    config.episodes.final, config.env.cost_per_type = final, cost
     config.env.actions = "soft" if isinstance(env.action_space, spaces.Box) else "hard"
     for key, value in settings.items():
         setattr(config.all_action, key, value)
@@ -255,9 +258,11 @@ def test_advantages_by_hand():
     assert after[2, 0] == pytest.approx(-values[2, 0, 1])  # nothing comes after the end
 
 
-def test_an_update_takes_credit_and_reward_on_one_scale(monkeypatch):
-    env = CreditEnv(length=3, scale=8.0)
-    model = AllAction(env, AllActionConfig(n_steps=4, gamma=0.9, gae_lambda=0.7), seed=0)
+@pytest.mark.parametrize("cost", [0.0, 0.5])
+def test_an_update_takes_credit_and_reward_on_one_scale(monkeypatch, cost):
+    env = CreditEnv(length=3, scale=8.0, cost=cost)
+    settings = AllActionConfig(n_steps=4, gamma=0.9, gae_lambda=0.7)
+    model = AllAction(env, settings, cost_per_type=cost, seed=0)
     seen = {}
 
     def spy(logits, action, credit, now, after, *rest):
@@ -265,10 +270,11 @@ def test_an_update_takes_credit_and_reward_on_one_scale(monkeypatch):
         return policy_gradient(logits, action, credit, now, after, *rest)
 
     monkeypatch.setattr(all_action, "policy_gradient", spy)
-    values = []
+    values, rewards = [], []
     train = model.train
 
     def note():
+        rewards.extend(np.concatenate(model.rollout.rewards))
         parts = torch.cat([torch.as_tensor(o["training"]) for o in model.rollout.observations])
         last = torch.as_tensor(model._last_obs["training"])
         with torch.no_grad():
@@ -280,6 +286,7 @@ def test_an_update_takes_credit_and_reward_on_one_scale(monkeypatch):
     told, action = seen["credit"].double().numpy(), seen["action"].double().numpy()
     assert np.abs(told).max() < 5  # over the scale of 8
     paid = (told * action).sum(-1)
+    np.testing.assert_allclose(paid, rewards, atol=1e-5)  # costs and all
     v = values[0]
     np.testing.assert_allclose(seen["now"], paid - v[:4, 0], atol=1e-5)
     # the luck of the draw is taken out of what comes after
@@ -302,6 +309,19 @@ def test_finds_the_right_mask_in_one_short_life(noise, least, scale):
         env = CreditEnv(noise=noise, scale=scale)
         right.append(np.mean((p_of(learned(env, seed=seed), env) > 0.5) == (FIRST > 0)))
     assert np.mean(right) >= least
+
+
+@pytest.mark.parametrize("soft", [None, "beta", "sigmoid"])
+def test_a_type_that_costs_more_than_it_earns_goes(soft):
+    """Types 1 and 3 earn 0.6 and 0.4, more than nothing and less than they cost."""
+    chosen = {}
+    for cost in (0.0, 0.8):
+        env = CreditEnv(noise=0.3, cost=cost, scale=0.01, soft=soft is not None, length=100)
+        agent = build(env, cost=cost, **({"soft": soft} if soft else {}))
+        agent.learn(env, 100, seed=0)
+        chosen[cost] = p_of(agent.model, env) > 0.5
+    assert np.array_equal(chosen[0.0], FIRST > 0)
+    assert np.array_equal(chosen[0.8], FIRST > 0.8)
 
 
 def test_forty_decisions_are_enough():
@@ -598,16 +618,93 @@ def test_students_side_by_side_are_counted_together():
 def test_masks_of_a_fork_differ_and_hold_the_likeliest(kind):
     p = special.expit(LOGITS.numpy())
     for seed in range(5):
-        masks = distinct(p, 6, kind, 10.0, np.random.default_rng(seed))
+        masks = distinct(p, 6, kind, 10.0, np.random.default_rng(seed), np.ones(K, bool))
         assert masks.shape == (6, K)
         assert len(np.unique(masks, axis=0)) == 6
         np.testing.assert_allclose(masks[0], p > 0.5 if kind == "bits" else p, atol=1e-7)
 
 
-def test_where_too_few_masks_exist_some_are_alike():
-    masks = distinct(np.array([0.5, 0.9]), 6, "bits", 1.0, np.random.default_rng(0))
-    assert masks.shape == (6, 2)
-    assert len(np.unique(masks, axis=0)) == 4
+@pytest.mark.parametrize(
+    ("kind", "free", "number"),
+    [
+        ("bits", 3, 6),
+        ("bits", 2, 4),
+        ("bits", 1, 2),
+        ("bits", 0, 1),
+        ("beta", 1, 6),
+        ("beta", 0, 1),
+    ],
+)
+def test_masks_of_a_fork_differ_in_what_the_stage_allows(kind, free, number):
+    allowed = np.arange(K) < free
+    p = np.array([0.5, 0.9, 0.2, 0.5, 0.5, 0.5])
+    masks = distinct(p, 6, kind, 10.0, np.random.default_rng(0), allowed)
+    assert masks.shape == (number, K)
+    assert masks.dtype == np.float32
+    assert not masks[:, ~allowed].any()
+    assert len(np.unique(masks, axis=0)) == number
+
+
+def test_a_policy_that_is_sure_proposes_fewer_masks():
+    p = np.array([1e-12, 1 - 1e-12, 0.5])
+    masks = distinct(p, 4, "bits", 1.0, np.random.default_rng(0), np.ones(3, bool))
+    assert sorted(masks.tolist()) == [[0, 1, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_fork_tries_each_mask_that_the_stage_allows_once(soft):
+    env = CreditEnv(soft=soft, branches=(6, 0, 1), forbidden=[0, 2, 3, 5], length=20)
+    agent, seen = build(env, "branch"), []
+    agent.learn(env, 20, seed=0, on_step=lambda p, log_prob: seen.append((p, log_prob)))
+    assert len(env.forks) == 20
+    for _, masks in env.forks:
+        assert len(masks) == (6 if soft else 4)
+        assert len(np.unique(masks, axis=0)) == len(masks)
+        assert not masks[:, [0, 2, 3, 5]].any()
+    for action, (p, log_prob) in zip(env.actions, seen, strict=True):
+        if soft:
+            density = stats.beta(10 * p, 10 * (1 - p)).logpdf(action)[[1, 4]]
+            assert log_prob == pytest.approx(density.sum(), abs=1e-2)
+        else:
+            chance = np.where(action > 0.5, p, 1 - p)[[1, 4]]
+            assert log_prob == pytest.approx(np.log(chance).sum(), abs=1e-4)
+
+
+def test_forks_of_a_student_in_stages_try_what_each_stage_allows(tiny_setup):
+    setup = tiny_setup(
+        search="branch",
+        knowledge={"pool": ["label", "response", "hidden/skip"]},
+        stages=[
+            {"pool": ["label", "response"], "share": 0.5},
+            {"pool": ["hidden/skip"], "share": 0.5},
+        ],
+        student={"layers": 2, "init": "random"},
+        optim={"max_updates": 8},
+        env={"reward": "measured"},
+        branches={"count": 4, "updates": 2},
+    )
+    env = DistillationEnv(setup=setup)
+    meta = {"soft": False, "task": "rte", "agent": "all_action", "seed": 0}
+    recorder = Recorder(env, "final", ScheduleWriter(setup.pool.names, env.feature_names, meta))
+    tried, branch = [], env.branch
+    env.branch = lambda masks: branch(tried.append(masks) or masks)
+    assert AllAction(recorder, pool=setup.pool.names, seed=0).learn(8).num_timesteps == 8
+    assert [sorted(masks.tolist()) for masks in tried] == 2 * [
+        [[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]]
+    ] + 2 * [[[0, 0, 0], [0, 0, 1]]]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_a_fork_weighs_drops_against_costs(scale):
+    """Types 1 and 3 earn 0.6 and 0.4 per fork of two decisions, and cost as much as 0.8."""
+    chosen = {}
+    for cost in (0.0, 0.4):
+        env = CreditEnv(noise=0.1, cost=cost, scale=scale, branches=(6, 0, 2), length=200)
+        model = AllAction(env, cost_per_type=cost, seed=0)
+        model.learn(200)
+        chosen[cost] = p_of(model, env) > 0.5
+    assert np.array_equal(chosen[0.0], FIRST > 0)
+    assert np.array_equal(chosen[0.4], FIRST > 0.8)
 
 
 @pytest.mark.parametrize(("soft", "forks", "least"), [(False, 60, 0.9), (True, 150, 0.75)])
@@ -648,6 +745,7 @@ def test_a_fork_climbs_the_mean_of_scores_times_advantages(monkeypatch):
 def test_a_fork_leaves_types_alone_that_cannot_be_selected():
     env = CreditEnv(branches=(5, 0, 2), forbidden=[2, 3])
     model = learned(env, 20, net_arch=[])
+    assert len(env.forks) == 10
     before = AllAction(CreditEnv(), AllActionConfig(net_arch=[])).policy.actor[-1].bias
     assert (model.policy.actor[-1].bias == before).tolist() == [k in (2, 3) for k in range(K)]
 
@@ -702,6 +800,66 @@ def test_a_search_of_branches_alone_is_logged(tmp_path):
     steps = [event.step for event in events.Scalars("train/policy_gradient_loss")]
     assert steps[:3] == [2, 4, 6]
     assert steps[-1] == 20
+
+
+class Episodes(BaseCallback):
+    """Rewards that were paid, and what the log's figures are made of."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_end(self) -> None:
+        self.found = [(one["r"], one["l"]) for one in self.model.ep_info_buffer]
+
+
+@pytest.mark.parametrize(
+    ("branches", "length"),
+    [((4, 0, 2), 10), ((4, 7, 3), 20), ((4, 7, 3), 16), ((4, 99, 3), 20)],
+    ids=["forks alone", "ends with a fork", "ends with a step", "no fork"],
+)
+@pytest.mark.parametrize("monitored", [True, False])
+def test_episodes_are_counted_with_their_forked_decisions(branches, length, monitored, monkeypatch):
+    env = CreditEnv(branches=branches, length=length, cost=0.25)
+    paid: list[float] = []
+    step, branch = env.step, env.branch
+
+    def noting_step(action):
+        result = step(action)
+        paid.append(result[1])
+        return result
+
+    def noting_branch(masks):
+        branched = branch(masks)
+        paid.extend(one.reward for one in branched.steps)
+        return branched
+
+    monkeypatch.setattr(env, "step", noting_step)
+    monkeypatch.setattr(env, "branch", noting_branch)
+    model = AllAction(env if monitored else DummyVecEnv([lambda: env]), pool=POOL)
+    callback = Episodes()
+    model.learn(2 * length, callback)
+    assert len(paid) == 2 * length
+    totals = [sum(paid[:length]), sum(paid[length:])]
+    assert [length for _, length in callback.found] == [length, length]
+    np.testing.assert_allclose([total for total, _ in callback.found], totals, atol=1e-5)
+
+
+def test_an_episode_that_was_left_does_not_count_in_the_next():
+    env = CreditEnv(branches=(4, 0, 1), length=20)
+    model, callback = AllAction(env), Episodes()
+    model.learn(5)
+    model.learn(20, callback)
+    assert [length for _, length in callback.found] == [20]
+
+
+def test_an_episode_of_forks_alone_is_logged(tmp_path):
+    env = CreditEnv(branches=(4, 0, 2), length=20)
+    build(env, "branch").learn(env, 40, seed=0, logger_folder=tmp_path)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert events.Scalars("rollout/ep_len_mean")[0].step == 20
+    assert events.Scalars("rollout/ep_len_mean")[-1].value == 20
+    assert math.isfinite(events.Scalars("rollout/ep_rew_mean")[-1].value)
 
 
 def test_an_episode_cut_off_by_a_time_limit_is_worth_what_would_follow(monkeypatch):
@@ -908,6 +1066,11 @@ def test_a_policy_without_named_parts_is_not_saved(tmp_path):
         model.save(tmp_path)
 
 
+def test_the_cost_is_kept_in_a_save(tmp_path):
+    AllAction(CreditEnv(), cost_per_type=0.25).save(tmp_path)
+    assert AllAction.load(tmp_path).cost_per_type == 0.25
+
+
 def test_leaving_parts_out_of_a_save_is_refused(tmp_path):
     with pytest.raises(UsageError, match="exclude"):
         learned(CreditEnv(), 2).save(tmp_path, exclude=["policy"])
@@ -1047,6 +1210,21 @@ def test_values_that_cannot_work_or_are_not_used_are_refused(option, value):
         ({"agent": "static", "env.reward": "amortized"}, "--env.reward amortized does not work with --agent static"),
         ({"agent": "static", "credit.rows": 3}, "--credit.rows is not used by --agent static"),
         ({"agent": "greedy", "env.reward": "measured"}, "--env.reward measured does not work with --agent greedy"),
+        ({"env.exploration": 0.1}, "--env.exploration is not used with --agent all_action where it learns from credit"),
+        ({"env.final_metric": 1.0}, "--env.final_metric is not used with --agent all_action where it learns from credit"),
+        ({"env.final_metric": 1.0, "method": "x"}, "It may come from --method x."),
+        ({"search": "branch", "env.reward_scale": "none"}, "--env.reward_scale is not used with --search branch"),
+        ({"search": "branch", "env.cost_per_type": 0.1}, "--env.cost_per_type is not used with --search branch"),
+        ({"search": "branch", "env.exploration": 0.1}, "--env.exploration is not used with --search branch"),
+        ({"search": "branch", "env.final_metric": 0.1, "env.reward": "measured"}, "--env.final_metric is not used with --search branch"),
+        ({"search": "branch", "env.cost_per_type": 0.1, "env.reward": "amortized"}, "--env.cost_per_type is not used with --search branch"),
+        ({"search": "branch", "branches.every": 9}, "--branches.every is not used with --search branch"),
+        ({"search": "branch", "env.window": 9}, "--env.window is not used with measured rewards"),
+        ({"search": "branch", "env.window": 9, "env.reward": "measured"}, "--env.window is not used with measured rewards"),
+        ({"env.actions": "soft", "all_action.soft": "sigmoid", "branches.count": 3}, "--branches: not used with --all_action.soft sigmoid"),
+        ({"agent": "greedy", "env.cost_per_type": 0.1}, "--env.cost_per_type is not used with --agent greedy"),
+        ({"agent": "greedy", "env.exploration": 0.1}, "--env.exploration is not used with --agent greedy"),
+        ({"agent": "greedy", "env.final_metric": 0.1}, "--env.final_metric is not used with --agent greedy"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_go_together_are_refused(changes, words):
@@ -1066,7 +1244,10 @@ def test_settings_that_do_not_go_together_are_refused(changes, words):
         {"all_action.n_steps": 4, "all_action.gae_lambda": 0.9},
         {"agent": "a2c", "search": "online", "env.reward": "amortized", "credit.rows": 4, "env.window": 10},
         {"agent": "static", "search": "episodes", "env.reward": "measured"},
-        {"agent": "greedy", "credit.rows": 4},
+        {"agent": "greedy", "credit.rows": 4, "env.reward_scale": "quantile", "env.objective": "margin"},
+        {"env.cost_per_type": 0.1, "env.reward_scale": "quantile", "branches.every": 9},
+        {"env.reward": "measured", "env.exploration": 0.1, "env.final_metric": 1.0, "env.cost_per_type": 0.1},
+        {"agent": "a2c", "env.reward": "amortized", "env.exploration": 0.1, "env.final_metric": 1.0},
     ],
 )  # fmt: skip
 def test_settings_that_go_together_are_taken(changes):

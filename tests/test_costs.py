@@ -17,8 +17,12 @@ SPENT = Ledger(
 )
 
 
-def stage(seconds: float, teacher: float = 0.0) -> dict[str, Any]:
-    return stage_cost(Ledger({"teacher": teacher}, {"teacher": 8}), seconds)
+def stage(seconds: float, teacher: float = 0.0, rows: int = 8) -> dict[str, Any]:
+    """A stage in which the teacher computed ``rows`` rows, and the student saw 12."""
+    spent = Ledger(
+        {"teacher": teacher, "student_forward": 0.5}, {"teacher": rows, "student_forward": 12}
+    )
+    return stage_cost(spent, seconds)
 
 
 def test_a_stage_names_the_parts_that_had_work() -> None:
@@ -54,7 +58,11 @@ def test_multiples_of_a_plain_distillation() -> None:
 
 
 def test_a_plain_distillation_alone_would_have_run_the_teacher_too() -> None:
-    costs = {"search": stage(30.0, 4.0), "final": stage(12.0, 1.0), "reference:all": stage(10.0)}
+    costs = {
+        "search": stage(30.0, 4.0, 9),
+        "final": stage(12.0, 1.0, 3),
+        "reference:all": stage(10.0),
+    }
     found = multiples(costs, kept=True)
     assert (found["plain_seconds"], found["shared_teacher_seconds"]) == (15.0, 5.0)
     assert found["total_multiple"] == pytest.approx(42 / 15)
@@ -62,6 +70,33 @@ def test_a_plain_distillation_alone_would_have_run_the_teacher_too() -> None:
     live = {**costs, "reference:all": stage(10.0, 3.0)}
     assert multiples(live, kept=False)["total_multiple"] == pytest.approx(4.2)
     assert "of it for" not in cost_lines(multiples(live, kept=False))[0]
+
+
+def test_rows_that_only_the_search_asked_for_are_not_the_plain_ones() -> None:
+    costs = {
+        "search": stage(30.0, 5.0, 40),
+        "final": stage(12.0, 1.0, 8),
+        "reference:all": stage(10.0),
+    }
+    assert multiples(costs, kept=True)["shared_teacher_seconds"] == pytest.approx(6.0 * 12 / 48)
+    # each teacher is asked for each row
+    assert multiples(costs, kept=True, teachers=2)["shared_teacher_seconds"] == pytest.approx(3.0)
+    # without episodes the final student computed what the plain one would have: whole blocks
+    alone = {"final": stage(12.0, 6.0, 48), "reference:all": stage(10.0)}
+    assert multiples(alone, kept=True)["shared_teacher_seconds"] == 6.0
+    nothing = {**costs, "search": stage(30.0, 0.0, 0), "final": stage(12.0, 0.0, 0)}
+    assert multiples(nothing, kept=True)["shared_teacher_seconds"] == 0.0
+
+
+def test_an_agent_that_learns_online_has_one_figure_for_both() -> None:
+    costs = {"final": stage(12.0), "reference:all": stage(10.0)}
+    (_, line) = cost_lines(multiples(costs, kept=True, online=True))
+    assert line == (
+        "cost of search and student: the agent learned while the student trained, so one figure "
+        "holds both: 12.0 s = 1.20 x plain"
+    )
+    (line,) = cost_lines(multiples({"final": stage(12.0)}, kept=True, online=True))
+    assert "one figure holds both: 12.0 s (as multiples" in line
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,16 @@ import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from tiny_run import make_run
 
+from agents.table import AGENTS
 from envs.recording import Recorder
 from ksel import replay
 from ksel.cli import guard
+from ksel.config import RunConfig
+from ksel.errors import UsageError
 from ksel.files import write_json
 from ksel.replays import Replay, notes, statistics, stretched
 from ksel.trajectory import DecisionRow, read_schedule
@@ -422,6 +427,12 @@ def test_a_policy_that_does_not_fit_is_refused_with_the_difference(
         (["--mode", "schedule", "--agent", "static"], ["--agent", "no effect on a replay"]),
         (["--mode", "schedule", "--random.probability", "0.1"], ["--random.probability"]),
         (["--mode", "schedule", "--rows.dev_on_the_way", "9"], ["--rows.dev_on_the_way"]),
+        (["--mode", "schedule", "--all_action.gamma", "0.9"], ["--all_action.gamma", "no effect"]),
+        (["--mode", "schedule", "--greedy.threshold", "0.1"], ["--greedy.threshold", "no effect"]),
+        (["--mode", "schedule", "--branches.every", "9"], ["--branches.every", "no effect"]),
+        (["--mode", "schedule", "--search", "online"], ["--search", "no effect"]),
+        (["--mode", "schedule", "--students", "2"], ["--students", "no effect"]),
+        (["--mode", "schedule", "--vectorize", "loop"], ["--vectorize", "no effect"]),
         (["--mode", "schedule", "--env.objective", "margin"], ["--env.objective", "not used"]),
         (
             ["--mode", "schedule", "--knowledge.pool", "[label, response, fsp]"],
@@ -438,6 +449,40 @@ def test_mistakes_end_with_one_message(
     for part in parts:
         assert part in err
     assert not (random_run / "replays").exists()
+
+
+def test_the_settings_of_no_agent_have_an_effect_on_a_replay() -> None:
+    groups = {group for info in AGENTS.values() for group in info.settings}
+    assert groups <= set(replay.NO_EFFECT)
+    assert set(replay.NO_EFFECT) <= {
+        *replay._flat(RunConfig()),
+        *(f.name for f in fields(RunConfig)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("agent", "option", "taken"),
+    [
+        ("greedy", "cost_per_type", False),
+        ("all_action", "exploration", False),
+        ("all_action", "cost_per_type", True),
+        ("a2c", "exploration", True),
+    ],
+)
+def test_rewards_that_the_agent_was_not_taught_by_are_refused(
+    random: Path, agent: str, option: str, taken: bool
+) -> None:
+    path = random / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings |= {"agent": agent, "search": "online" if agent == "all_action" else "episodes"}
+    settings["env"]["reward"] = "measured" if agent == "a2c" else "amortized"
+    path.write_text(yaml.safe_dump(settings))
+    words = [str(random), "--mode", "schedule", f"--env.{option}", "0.1"]
+    if taken:
+        assert getattr(replay.parse(words).config.env, option) == 0.1
+        return
+    with pytest.raises(UsageError, match=rf"--env\.{option} is not used with --agent {agent}"):
+        replay.parse(words)
 
 
 def test_what_is_not_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,7 @@ CHANGED: dict[str, Any] = {
     "credit.method": "jvp",
     "credit.preconditioner": "none",
     "credit.embeddings": True,
-    "credit.clip": False,
+    "credit.clip": True,
     "credit.clip_every": 10,
     "branches.count": 3,
     "branches.updates": 5,
@@ -207,8 +207,8 @@ CHANGED: dict[str, Any] = {
     "annealed.start": 0.5,
 }
 """A valid value other than the default for each setting, but for those in SAME."""
-# no use beside teachers; tested on its own
-SAME = {"teacher"}
+# of no use beside teachers, and putting credit.clip_every out of use; tested on their own
+SAME = {"teacher", "credit.clip"}
 
 
 def get(config: RunConfig, option: str) -> Any:
@@ -276,6 +276,10 @@ def test_a_setting_can_be_changed(
     assert get(from_yaml, option) == CHANGED[option]
     assert (get(RunConfig(), option) != CHANGED[option]) is (option not in SAME)
     assert type(get(from_command_line, option)) is type(CHANGED[option])
+
+
+def test_clipping_can_be_left_out_of_credit():
+    assert parse_run(["--agent", "all_action", "--credit.clip", "false"]).credit.clip is False
 
 
 def test_yaml_round_trip(from_command_line: RunConfig, tmp_path: Path):
@@ -514,6 +518,7 @@ OTHER_CHOICE = {
     "signals.dtype": "live",
     "student.source": "random",
     "env.window": "measured",
+    "credit.clip_every": False,
 }
 
 

@@ -15,7 +15,7 @@ import tiny
 import torch
 from torch import Tensor
 
-from ksel import stacked_memory, stacking
+from ksel import machine, stacked_memory, stacking
 from ksel.distiller import Distiller
 from ksel.errors import UsageError
 from ksel.evaluation import predict_logits
@@ -595,12 +595,29 @@ def test_the_estimate_decides_how_many_go_through_one_step(
 def test_free_memory_is_read_from_the_system(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    file = tmp_path / "meminfo"
-    file.write_text("MemTotal:       2048 kB\nMemAvailable:    100 kB\n")
-    monkeypatch.setattr(stacked_memory, "MEMORY_FILE", file)
-    assert stacked_memory.free_bytes(torch.device("cpu")) == 102400
-    monkeypatch.setattr(stacked_memory, "MEMORY_FILE", tmp_path / "none")
-    assert stacked_memory.free_bytes(torch.device("cpu")) is None
+    (tmp_path / "meminfo").write_text("MemTotal:       2048 kB\nMemAvailable:    100 kB\n")
+    monkeypatch.setattr(machine, "MEMORY_FILE", tmp_path / "meminfo")
+    monkeypatch.setattr(machine, "GROUP", tmp_path)
+
+    def free() -> int | None:
+        found = stacked_memory.free_bytes(torch.device("cpu"))
+        assert found == machine.free_memory()
+        return found
+
+    assert free() == 102400
+    (tmp_path / "memory.current").write_text("60000\n")
+    (tmp_path / "memory.max").write_text("max\n")  # a container without a limit
+    assert free() == 102400
+    (tmp_path / "memory.max").write_text("90000\n")
+    assert free() == 30000
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 5000\n")
+    assert free() == 35000
+    (tmp_path / "memory.max").write_text("50000\n")
+    assert free() == 0
+    monkeypatch.setattr(machine, "GROUP", tmp_path / "none")
+    monkeypatch.setattr(machine, "MEMORY_FILE", tmp_path / "none")
+    monkeypatch.setattr(machine.os, "sysconf_names", {})
+    assert free() is None
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
