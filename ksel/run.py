@@ -244,6 +244,7 @@ def _search(job: Job, agent: Learner, env: DistillationEnv, tracker: Tracker) ->
     bar = job.progress.stage(f"search ({episodes} episodes)", episodes * decisions)
 
     def show(update: int, reward: float, info: dict[str, Any]) -> None:
+        _say_trust(job, info)
         bar.advance(
             loss=training_loss(info), reward=reward, objective=info.get("objective", math.nan)
         )
@@ -272,6 +273,12 @@ def _search(job: Job, agent: Learner, env: DistillationEnv, tracker: Tracker) ->
         "seconds": searched.seconds,
         "rewards": list(searched.rewards),
     }
+
+
+def _say_trust(job: Job, info: dict[str, Any]) -> None:
+    line = job.trust(info)
+    if line is not None:
+        job.progress.say(line)
 
 
 def _search_recorder(
@@ -313,6 +320,7 @@ def _distil(
 
     def show(update: int, reward: float, info: dict[str, Any]) -> None:
         nonlocal done
+        _say_trust(job, info)
         rewards = {"reward": reward} if measure else {}
         bar.advance(update - done, loss=training_loss(info), **rewards, **curve)
         done = update

@@ -16,9 +16,10 @@ from tiny_run import make_run as make_tiny_run
 
 from envs.distillation import DistillationEnv
 from ksel import report_parts
+from ksel.config import EnvConfig, RunConfig
 from ksel.report_page import write_report
 from ksel.setup import Setup
-from ksel.summary import print_summary
+from ksel.summary import print_summary, summarize
 from ksel.tracking import METRICS_FILE, Tracker, read_metrics
 from ksel.trust import FEWEST, RECENT, TrustWatch, calibration, trust_line
 
@@ -103,6 +104,19 @@ def test_a_run_with_predicted_rewards_is_judged_from_its_own_windows(
     assert told["sign_agreement"] == pytest.approx((np.sign(x) == np.sign(y)).mean())
     assert isinstance(told["trusted"], bool)
     assert trust_line(told)[:30] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("search", ["episodes", "online", "branch"])
+def test_the_summary_says_how_the_agent_learned_and_what_it_was_paid(search: Any) -> None:
+    def told(reward: str) -> dict[str, Any]:
+        config = RunConfig(task="qnli", search=search, env=EnvConfig(reward=reward))  # type: ignore[arg-type]
+        nothing: dict[str, Any] = {"teacher": {}, "students": [], "search": None, "costs": {}}
+        rest = {"stage": "final", "error": None, "soft": False, "writer": None, **nothing}
+        return summarize(config, None, status="failed", metrics=lines(12, **GOOD), **rest)
+
+    assert told("amortized")["cost"]["online"] is (search != "episodes")
+    assert told("amortized")["calibration"] == calibration(lines(12, **GOOD))
+    assert told("measured")["calibration"] is None
 
 
 def test_branches_that_were_not_taken_are_counted(tiny_setup: Callable[..., Setup]) -> None:
