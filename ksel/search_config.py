@@ -12,9 +12,9 @@ class CreditConfig:
 
     rows: int = 8
     """Rows of the reward split in one held-out gradient."""
-    every: int = 1
+    every: int = 2
     """Updates between two held-out gradients."""
-    horizon: int = 100
+    horizon: int = 10
     """Updates over which the running average of held-out gradients reaches."""
     batch: int = 8
     """Rows of the training batch on which the derivatives of the K losses are taken; 0 = all."""

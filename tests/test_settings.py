@@ -129,7 +129,7 @@ CHANGED: dict[str, Any] = {
     "env.exploration": 0.2,
     "env.final_metric": 0.3,
     "credit.rows": 4,
-    "credit.every": 2,
+    "credit.every": 3,
     "credit.horizon": 50,
     "credit.batch": 0,
     "credit.interval": 3,
