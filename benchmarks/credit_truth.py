@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--max_length", type=int, default=64)
     parser.add_argument("--updates", type=int, default=750, help="the step budget")
+    parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--points", type=int, nargs="+", default=[20, 100, 300])
     parser.add_argument("--hold", type=int, nargs="+", default=[10, 50, 200])
     parser.add_argument("--fine_tune_updates", type=int)
@@ -85,7 +86,11 @@ def build(given: argparse.Namespace) -> Setup:
         "student": {"layers": given.layers},
         "fine_tune": {"max_updates": given.fine_tune_updates, "learning_rate": 1e-4},
         "knowledge": {"pool": given.pool},
-        "optim": {"max_updates": given.updates, "learning_rate": 3e-4, "grad_norm_every": 0},
+        "optim": {
+            "max_updates": given.updates,
+            "learning_rate": given.learning_rate,
+            "grad_norm_every": 0,
+        },
         "env": {"reward": "amortized"},
     }
     return prepare(config_from_dict(values))
