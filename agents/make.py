@@ -97,7 +97,10 @@ def _why_unused(config: RunConfig, option: str) -> str:
     group = option[2:].split(".")[0]
     info = get_agent(config.agent)
     if group == "credit" and "amortized" in info.rewards:
-        return f"{option} is not used with --env.reward measured (it is read with amortized)"
+        return (
+            f"{option} is not used with measured rewards (it is read with --env.reward amortized, "
+            f"which --agent {config.agent} can work with)"
+        )
     if group == "branches" and "branch" in info.searches:
         return (
             f"{option} is not used with --search {config.search} and --env.reward measured (it is "

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from ksel.trajectory import time_means
 
@@ -203,6 +203,8 @@ def per_type(
                 x, y = _smooth(x), _smooth(y)
             axes.plot(x, y, marker="." if len(y) < 30 else "", **style)
         axes.set_yscale("log")
+        # where less than a decade is shown, these would come out as unrendered TeX
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylabel(ylabel)
         axes.set_xlabel("optimiser updates")

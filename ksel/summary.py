@@ -18,7 +18,7 @@ from ksel.models import parameter_count
 from ksel.setup import Setup
 from ksel.stages import stage_ends, stage_shares
 from ksel.trajectory import ScheduleWriter, time_means
-from ksel.trust import calibration, trust_line
+from ksel.trust import FEWEST, calibration, trust_line
 from ksel.types import Shape
 
 SHARE_PARTS = 4
@@ -75,6 +75,12 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
             f"rewards: predicted from credit ({setup.distiller.credit.method}), checked against true "
             f"drops every {config.env.window} updates"
         )
+        windows = setup.updates // config.env.window
+        if windows < FEWEST:
+            lines.append(
+                f"note: {setup.updates} updates have {windows} such windows, and {FEWEST} are needed to "
+                f"judge whether predictions are true: lower --env.window to have them judged"
+            )
     return lines
 
 
@@ -161,6 +167,8 @@ def summarize(
         "agent": config.agent,
         "method": config.method,
         "actions": "soft" if soft else "hard",
+        "learned": config.search,
+        "rewards": config.env.reward,
         "seed": config.seed,
         "data": setup.origin if setup else None,
         "builtin_data": setup.builtin if setup else None,

@@ -33,7 +33,8 @@ def calibration(lines: Iterable[Mapping[str, Any]], stage: str = "final") -> dic
     figures = {name: last.get(name) for name in FIGURES}
     reason = None
     if figures["trusted"] is None:
-        reason = f"{windows} windows are over, and {FEWEST} are needed"
+        over = "1 window is" if windows == 1 else f"{windows} windows are"
+        reason = f"{over} over, and {FEWEST} are needed"
     else:
         figures["trusted"] = bool(figures["trusted"])
     return {"windows": windows, **figures, "reason": reason}
