@@ -45,7 +45,8 @@ def small(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def searched(agent: str, changes: dict[str, Any]) -> str:
     """How the agent learns under these changes."""
-    return resolve_search(agent, changes.get("search", "auto"))
+    asked = changes.get("search", "auto")
+    return resolve_search(agent, "auto") if asked == "auto" else asked
 
 
 @dataclass
