@@ -10,11 +10,11 @@ from typing import Literal
 class CreditConfig:
     """Credit: the predicted drop of the objective on the reward split owed to each knowledge type."""
 
-    rows: int = 8
+    rows: int = 16
     """Rows of the reward split in one held-out gradient."""
     every: int = 2
     """Updates between two held-out gradients."""
-    horizon: int = 10
+    horizon: int = 20
     """Updates over which the running average of held-out gradients reaches."""
     batch: int = 8
     """Rows of the training batch on which the derivatives of the K losses are taken; 0 = all."""
