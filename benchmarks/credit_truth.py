@@ -350,22 +350,24 @@ def save(given: argparse.Namespace, setup: Setup, found: list[dict[str, Any]]) -
 
 
 def draw(given: argparse.Namespace, found: list[dict[str, Any]]) -> None:
-    """Predicted against true effects: a row for each point, a column for each effect."""
+    """Predicted against true effects: two rows for each point, a column for each effect."""
     kinds = ["one gradient", *map(str, given.hold)]
+    names = ["as shipped", f"fresh, {given.reward} rows"]
+    rows = [(result, name) for result in found for name in names]
     figure, axes = plt.subplots(
-        len(found), len(kinds), figsize=(3.2 * len(kinds), 2.8 * len(found)), squeeze=False
+        len(rows), len(kinds), figsize=(3.4 * len(kinds), 2.9 * len(rows)), squeeze=False
     )
-    for row, result in zip(axes, found, strict=True):
+    for row, (result, name) in zip(axes, rows, strict=True):
         for axis, kind in zip(row, kinds, strict=True):
-            predicted = np.array(result["predicted"]["as shipped"])
+            predicted = np.array(result["predicted"][name])
             predicted = predicted if kind == "one gradient" else predicted[1:]
             axis.scatter(predicted, effects(result, kind, "cross_entropy"), s=12)
             axis.axhline(0, color="0.8", zorder=0)
             axis.axvline(0, color="0.8", zorder=0)
-            rank = correlation(result, "as shipped", kind, "cross_entropy")
+            rank = correlation(result, name, kind, "cross_entropy")
             held_for = kind if kind == "one gradient" else f"held for {kind} updates"
             axis.set_title(
-                f"after {result['point']}: {held_for}\nrank correlation {rank:.2f}", size=9
+                f"{name}\nafter {result['point']}: {held_for}; rank correlation {rank:.2f}", size=8
             )
             axis.ticklabel_format(style="sci", scilimits=(-2, 3))
             axis.tick_params(labelsize=7)
