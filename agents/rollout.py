@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,23 +58,14 @@ def search(
         logger_folder: where the agent logs for TensorBoard; None = nowhere.
         stop: asked after each decision; True ends the search.
     """
-    start, recording, inside = time.perf_counter(), env.recording_seconds, env.seconds
-    begun, done = len(env.rewards), env.updates_done
-
-    def annotate(probabilities: np.ndarray, log_prob: float) -> None:
-        env.writer.annotate_next(probabilities, log_prob)
-
-    taken = agent.learn(
+    return _learned(
+        agent,
         env,
         episodes * decisions,
         seed=seed + SEARCH_SEED,
         logger_folder=logger_folder,
-        on_step=annotate,
         stop=stop,
     )
-    seconds = time.perf_counter() - start - (env.recording_seconds - recording)
-    env.ledger.add("agent", seconds - (env.seconds - inside), taken)
-    return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
 
 
 def live(
@@ -96,35 +87,60 @@ def live(
         logger_folder: where the agent logs for TensorBoard; None = nowhere.
         on_update: called with the updates done after each decision, e.g. to evaluate.
     """
-    evaluating = 0.0
 
-    def note(taken: int) -> None:
-        nonlocal evaluating
-        begun = time.perf_counter()
-        if on_update is not None and not env.ended_early:
+    def evaluate(taken: int) -> None:
+        if on_update is not None and env.ended_early is None:
             on_update(env.update)
-        evaluating += time.perf_counter() - begun
+
+    played = _learned(
+        agent,
+        env,
+        decisions,
+        seed=seed,
+        logger_folder=logger_folder,
+        progress=evaluate,
+        stop=lambda: env.ended_early is not None,
+    )
+    return replace(played, reason=env.ended_early)
+
+
+def _learned(
+    agent: Learner,
+    env: Recorder | VectorRecorder,
+    decisions: int,
+    *,
+    seed: int,
+    logger_folder: Path | None,
+    progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Played:
+    """Let an agent learn; what ``progress`` does is not counted as its time."""
+    beside = 0.0
 
     def annotate(probabilities: np.ndarray, log_prob: float) -> None:
         env.writer.annotate_next(probabilities, log_prob)
 
-    def over() -> bool:
-        return env.ended_early is not None
+    def timed(taken: int) -> None:
+        nonlocal beside
+        before = time.perf_counter()
+        if progress is not None:
+            progress(taken)
+        beside += time.perf_counter() - before
 
-    start, recording = time.perf_counter(), env.recording_seconds
+    start, recording, inside = time.perf_counter(), env.recording_seconds, env.seconds
+    begun, done = len(env.rewards), env.updates_done
     taken = agent.learn(
         env,
         decisions,
         seed=seed,
         logger_folder=logger_folder,
         on_step=annotate,
-        progress=note,
-        stop=over,
+        progress=timed,
+        stop=stop,
     )
-    spent = evaluating + env.recording_seconds - recording
-    seconds = time.perf_counter() - start - spent
-    env.ledger.add("agent", seconds - env.seconds, taken)
-    return Played(env.updates_done, taken, seconds, tuple(env.rewards), env.ended_early)
+    seconds = time.perf_counter() - start - beside - (env.recording_seconds - recording)
+    env.ledger.add("agent", seconds - (env.seconds - inside), taken)
+    return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
 
 
 def measuring(measure: bool, observe: bool | None) -> dict[str, bool]:

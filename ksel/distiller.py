@@ -279,7 +279,7 @@ class Distiller:
     ) -> None:
         predicted = predict(
             credit.state.slopes,
-            credit.state.gram if credit.settings.clip else None,
+            credit.state.gram if credit.clips else None,
             each,
             mask,
             rate=record.learning_rate,
@@ -310,9 +310,8 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         with self._own_dropout(), self._lazy.of(batch.input_ids) if self._lazy else nullcontext():
             separate = self._separate_gradients(active, len(micro))
-            for part in micro:
+            for number, part in enumerate(micro):
                 student, teachers = self._signals(part, active + off, observe=observe)
-                self._expect(active + off)
                 values = {k: self._share(k, student, teachers, part, amounts[k]) for k in active}
                 with torch.no_grad():
                     for k in off:
@@ -321,7 +320,9 @@ class Distiller:
                         sums[k] += value
                 if fresh and len(micro) == 1:
                     self._note_first({k: values[k].item() for k in fresh})
-                self._set_weights(action, active, record)
+                if number == 0:
+                    self._set_weights(action, active, record)
+                    self._expect(active + off)
                 self._backward(values, record.weight, separate, len(part))
                 if observe:
                     observed.add(student, teachers[0], part)
