@@ -21,20 +21,25 @@ from ksel.data import (
     load_source,
     three_way,
     tokenize,
-    updates_per_epoch,
 )
 from ksel.distiller import Distiller
-from ksel.errors import UsageError
-from ksel.knowledge import KnowledgePool, build_pool
+from ksel.knowledge import KnowledgePool
 from ksel.ledger import Ledger
 from ksel.machine import pick_device
 from ksel.models import Tap, check_inputs, on_device
 from ksel.objectives import check_objective
 from ksel.observing import Watched
 from ksel.parts import DistillerParts
+from ksel.planning import (
+    check_credit,
+    check_stage_budgets,
+    check_students_memory,
+    plan_models,
+    step_budget,
+)
 from ksel.signals import TeacherSource
-from ksel.stages import Stage, build_stages, stage_ends, stage_shares
-from ksel.students import StudentPlan, build_student, check_vocabulary, plan_student
+from ksel.stages import Stage, build_stages
+from ksel.students import StudentPlan, build_student, check_vocabulary
 from ksel.tasks import Task
 from ksel.teacher_setup import how_kept, prepare_signals, prepare_teachers
 from ksel.teachers import (
@@ -152,16 +157,17 @@ def prepare(
             warnings.warn(fallback, stacklevel=2)
     config, task = _as_found(config, source, located), source.task
     tokenizers, outlines, views = _readers(config, source, located)
-    plan, pool = _plan(config, task, outlines[0], views)
+    plan, pool = plan_models(config, task, outlines[0], views)
     stages = build_stages(config.stages, pool.names, config.optim.learning_rate)
     everything = _tokenized(config, task, source.train, tokenizers, views)
     read = {name: _tokenized(config, task, split, tokenizers, views) for name, split in dev.items()}
     index = everything[0].numbers(train.idx)
     rows = [split.take(index) for split in everything]
     updates = step_budget(config, len(rows[0]))
-    _check_stages(config, updates)
+    check_stage_budgets(config, updates)
     if config.env.reward == "amortized":
-        _check_credit(config, pool, len(reward))
+        check_credit(config, pool, len(reward))
+    check_students_memory(config, plan.shape, len(tokenizers[0]))
     check_vocabulary(plan, tokenizers[0])
     if check is not None:
         check(pool, stages, updates)
@@ -238,45 +244,6 @@ def _rows(
     return source, three_way(numbered, config.rows, config.seed, config.batching.size)
 
 
-def _plan(
-    config: RunConfig, task: Task, outline: Outline, views: list[TeacherView]
-) -> tuple[StudentPlan, KnowledgePool]:
-    """Student and pool as the settings ask, checked before any weights are loaded."""
-    if task.is_span and not all(view.same_tokens for view in views):
-        raise UsageError(
-            f"--teachers: task {task.name} compares windows of tokens, so its teachers need one "
-            f"tokenizer. Leave out those with another."
-        )
-    plan = plan_student(config.student, outline.shape, has_pretrained=outline.has_pretrained)
-    pool = build_pool(
-        config.knowledge,
-        task=task,
-        student=plan.shape,
-        teachers=views,
-        seed=config.seed,
-    )
-    taught = {type.source for type in pool if type.teacher}
-    for number in range(1, len(views)):
-        if number not in taught:
-            raise UsageError(
-                f"--teachers: no knowledge type takes a signal of teacher {number + 1}. Add one, "
-                f"such as response@{number + 1}, to --knowledge.pool, or leave that teacher out."
-            )
-    coupled = [type.spec for type in pool if type.couples]
-    if coupled and config.batching.size < 2:
-        raise UsageError(
-            f"--batching.size 1: {', '.join(coupled)} compares the examples of a batch, and there "
-            f"is nothing to compare. Raise it, or take these out of --knowledge.pool."
-        )
-    if coupled and config.optim.accumulate > 1:
-        raise UsageError(
-            f"--optim.accumulate {config.optim.accumulate}: {', '.join(coupled)} compares the "
-            f"examples of a batch, which micro-batches would change. Set it to 1, or take these "
-            f"out of --knowledge.pool."
-        )
-    return plan, pool
-
-
 def _tokenized(
     config: RunConfig,
     task: Task,
@@ -293,25 +260,6 @@ def _tokenized(
         length = config.batching.max_length
         splits.append(tokenize(rows, task, tokenizer, length, config.span))
     return splits
-
-
-def _check_stages(config: RunConfig, updates: int) -> None:
-    """Refuse a budget, of the run or of a search episode, that leaves a stage without an update."""
-    shares = stage_shares(config.stages)
-    stage_ends(shares, updates)
-    episode = episode_updates(config, updates)
-    try:
-        stage_ends(shares, episode)
-    except UsageError as error:
-        raise UsageError(
-            f"--episodes.share {config.episodes.share:g}: a search episode has {episode} updates, "
-            f"too few for {len(shares)} stages. Raise it, or the step budget."
-        ) from error
-
-
-def episode_updates(config: RunConfig, updates: int) -> int:
-    """Optimiser updates of one search episode, ``updates`` being those of the run."""
-    return max(1, round(updates * config.episodes.share))
 
 
 def _student(
@@ -344,31 +292,6 @@ def _watched(config: RunConfig, task: Task, student: Shape, teacher: Shape) -> W
         student_layer=student.layers if "student_cls" in observe else None,
         teacher_layer=teacher.layers if "teacher_cls" in observe else None,
     )
-
-
-def _check_credit(config: RunConfig, pool: KnowledgePool, rows: int) -> None:
-    """Refuse settings of credit that this pool and this reward split do not allow.
-
-    Raises:
-        UsageError: names the option.
-    """
-    settings = config.credit
-    if settings.rows > rows:
-        raise UsageError(
-            f"--credit.rows: a held-out gradient of {settings.rows} rows is more than the reward "
-            f"split has ({rows}). Lower it, or raise --rows.reward."
-        )
-    if settings.embeddings and config.optim.embeddings != "train":
-        raise UsageError(
-            f"--credit.embeddings: the embeddings are {config.optim.embeddings}, so they have no "
-            f"part in the direction. Leave it out, or set --optim.embeddings train."
-        )
-    coupled = [type.spec for type in pool if type.couples]
-    if coupled and settings.batch == 1:
-        raise UsageError(
-            f"--credit.batch 1: {', '.join(coupled)} compares the examples of a batch, and there is "
-            f"nothing to compare. Give 2 or more, or 0 for the whole batch."
-        )
 
 
 def _make_credit(
@@ -426,23 +349,6 @@ def _distiller(
         make_credit=_make_credit(config, pool, reward, task, ledger) if amortized else None,
     )
     return Distiller(parts)
-
-
-def step_budget(config: RunConfig, rows: int) -> int:
-    """Optimiser updates of one full distillation.
-
-    Raises:
-        UsageError: the settings leave no update.
-    """
-    if config.optim.max_updates is not None:
-        return config.optim.max_updates
-    updates = int(config.optim.epochs * updates_per_epoch(rows, config.batching.size))
-    if updates < 1:
-        raise UsageError(
-            f"--optim.epochs: {config.optim.epochs} of {rows} rows make no whole update. "
-            f"Raise it, or set --optim.max_updates."
-        )
-    return updates
 
 
 def _loud(progress: Progress | Silent, fallbacks: list[str]) -> Callable[[str], None]:

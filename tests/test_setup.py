@@ -18,13 +18,11 @@ from ksel.config import OptimConfig, RunConfig
 from ksel.errors import UsageError
 from ksel.machine import available_cores, pick_device, resolve_threads, store_folder
 from ksel.models import load_classifier, load_tokenizer, weights_fingerprint
+from ksel.planning import check_students_memory, step_budget
 from ksel.settings import config_from_dict
-from ksel.setup import (
-    Setup,
-    prepare,
-    step_budget,
-)
+from ksel.setup import Setup, prepare
 from ksel.tasks import get_task
+from ksel.types import Shape
 
 
 @pytest.fixture(autouse=True)
@@ -446,3 +444,30 @@ def test_the_settings_name_what_was_found(tiny_settings: Callable[..., dict]) ->
     )
     config = tiny.make_setup(values).config
     assert (config.data, config.teacher) == ("builtin", "tiny")
+
+
+@pytest.mark.parametrize(("free", "fits"), [(10**9, False), (10**10, True), (None, True)])
+def test_students_beyond_memory_are_refused_before_a_teacher_is_trained(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, fits: bool
+):
+    """8 students of 3 x 384 with 30,522 words: 8 x 3 x 4 bytes x (11.7 M + 5.3 M) = 1.6 GB."""
+    monkeypatch.setattr("ksel.planning.free_bytes", lambda device: free)
+    config = RunConfig(students=8, device="cpu")
+    shape = Shape(layers=3, width=384, heads=12, feed_forward=1536)
+    if fits:
+        check_students_memory(config, shape, 30_522)
+    else:
+        with pytest.raises(UsageError, match=r"--students 8: .* 1\.5 GiB, and 0\.9 GiB"):
+            check_students_memory(config, shape, 30_522)
+
+
+def test_the_memory_of_several_students_is_looked_at_first(
+    monkeypatch: pytest.MonkeyPatch, tiny_settings: Any
+):
+    def trained(*_: Any, **__: Any) -> None:
+        raise AssertionError("a teacher was made ready")
+
+    monkeypatch.setattr(room, "prepare_teachers", trained)
+    monkeypatch.setattr("ksel.planning.free_bytes", lambda device: 1000)
+    with pytest.raises(UsageError, match="--students 4"):
+        prepare(config_from_dict(tiny_settings(agent="a2c", students=4)))
