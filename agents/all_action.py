@@ -11,6 +11,7 @@ No global generator is drawn from or seeded: a student trained beside it stays t
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -299,8 +300,8 @@ class AllAction(BaseAlgorithm):
         dones, infos = np.array([branched.terminated]), [dict(branched.info)]
         self.tally.add(reward_of(branched), branched.decisions, branched.terminated, infos[0])
         self._update_info_buffer(infos, dones)
-        log_prob = self._log_prob(masks[branched.chosen][allowed], at[allowed])
-        reports = [(p.astype(np.float32), log_prob)] * branched.decisions
+        # the mask was picked for what it brought, not drawn: nobody knows how likely that was
+        reports = [(p.astype(np.float32), math.nan)] * branched.decisions
         if branched.terminated and self.num_timesteps < self._total_timesteps:
             self._last_obs = env.reset()  # type: ignore[assignment]
         else:

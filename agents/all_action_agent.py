@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -12,7 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.all_action import AllAction
 from agents.factorised import NAME, FactorisedPolicy
-from agents.policy import OnStep
+from agents.keeping import algorithm_state, offer
+from agents.policy import Keep, OnStep
 from agents.ranges import (
     refuse_bad_widths,
     refuse_below,
@@ -20,10 +22,11 @@ from agents.ranges import (
     refuse_outside_unit,
     refuse_short_search,
 )
-from agents.stable_baselines import start_logger
+from agents.stable_baselines import start
 from agents.table import resolve_search
 from ksel.config import AllActionConfig, RunConfig
 from ksel.errors import UsageError
+from ksel.packing import State
 
 
 class AllActionAgent:
@@ -56,6 +59,8 @@ class AllActionAgent:
         self.observation_space = observation_space
         self.soft = isinstance(action_space, spaces.Box)
         self.model: AllAction | None = None
+        self.keep: Keep | None = None
+        self.state: State | None = None
         check_all_action(self.settings, self.soft)
 
     @property
@@ -86,7 +91,7 @@ class AllActionAgent:
             logger_folder: where TensorBoard events (rollout/, train/, time/) go; None = nowhere.
             on_step: called for each decision, in the order of the students, with the
                 probabilities (see :class:`agents.policy.Choice`) and the log-probability of the
-                action; in a branch with those of its mask.
+                action; in a branch the latter is nan.
             progress: called after each step with the number of decisions taken.
             stop: asked after each step; True ends learning before the next update.
 
@@ -101,10 +106,13 @@ class AllActionAgent:
         self.model = model = AllAction(
             env, self.settings, pool=self.pool, cost_per_type=self.cost_per_type, seed=seed
         )
-        logger = start_logger(logger_folder)
-        model.set_logger(logger)
+        logger = start(model, logger_folder, self.state)
+        if self.state is not None:
+            restore_draws(model, self.state["own"])
+        left, fresh = decisions - model.num_timesteps, self.state is None
+        reports = Reports(on_step, progress, stop, self.keep)
         try:
-            model.learn(decisions, Reports(on_step, progress, stop))
+            model.learn(left, reports, reset_num_timesteps=fresh)
             # The figures of the last update would otherwise wait for one that never comes.
             logger.dump(model.num_timesteps)
         finally:
@@ -121,6 +129,10 @@ class AllActionAgent:
             raise RuntimeError("call learn() before frozen()")
         return self.model.frozen(self.final)
 
+    def figures(self) -> dict[str, Any]:
+        """Nothing beyond the policy."""
+        return {}
+
     def save_extra(self, folder: Path) -> None:
         """Nothing: ``AllAction.load`` and the run read the same files."""
 
@@ -130,6 +142,7 @@ class Reports(BaseCallback):
 
     Args:
         on_step, progress, stop: as in :meth:`AllActionAgent.learn`.
+        keep: see :class:`agents.policy.Resumable`.
     """
 
     def __init__(
@@ -137,9 +150,19 @@ class Reports(BaseCallback):
         on_step: OnStep | None,
         progress: Callable[[int], None] | None,
         stop: Callable[[], bool] | None,
+        keep: Keep | None = None,
     ) -> None:
         super().__init__()
+        self.keep = keep
         self.on_step_done, self.progress, self.stop = on_step, progress, stop
+
+    def _on_rollout_start(self) -> None:
+        model = cast(AllAction, self.model)
+        offer(
+            self.keep,
+            model,
+            lambda: {**algorithm_state(model, draws=False), "own": draws_of(model)},
+        )
 
     def _on_step(self) -> bool:
         if self.on_step_done is not None:
@@ -148,6 +171,22 @@ class Reports(BaseCallback):
         if self.progress is not None:
             self.progress(self.num_timesteps)
         return self.stop is None or not self.stop()
+
+
+def draws_of(model: AllAction) -> State:
+    """The generators of a model, and what it has counted of the episode that goes on."""
+    tally = model.tally
+    return {
+        "generators": [rng.bit_generator.state for rng in (model.rng, model.policy.rng)],
+        "tally": {"total": tally.total, "length": tally.length},
+    }
+
+
+def restore_draws(model: AllAction, state: State) -> None:
+    """Return to what :func:`draws_of` gave."""
+    for rng, kept in zip((model.rng, model.policy.rng), state["generators"], strict=True):
+        rng.bit_generator.state = kept
+    model.tally.total, model.tally.length = state["tally"]["total"], state["tally"]["length"]
 
 
 def check_all_action(settings: AllActionConfig, soft: bool) -> None:

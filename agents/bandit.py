@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from stable_baselines3.common.logger import Logger
 
 from agents.bandit_rules import Algorithm, Exp3S, Gain, LinUCB, drawn, features, one_hot
 from agents.frozen import shapes_of, unbounded
+from agents.keeping import resumed_logger
 from agents.policy import (
     HEADER,
     Choice,
+    Keep,
     Observation,
     OnStep,
     damaged,
@@ -40,6 +43,7 @@ from agents.ranges import (
 from agents.stable_baselines import start_logger
 from ksel.config import BanditConfig, RunConfig
 from ksel.errors import UsageError
+from ksel.packing import State
 
 NAME = "bandit"
 VALUES = "values"
@@ -89,6 +93,11 @@ class BanditPolicy:
         """Begin an episode; all draws come from ``rng``."""
         self.rng = rng
 
+    @property
+    def draws(self) -> bool:
+        """True if the type is drawn, False if it is certain."""
+        return self.algorithm == "exp3s" and self.final == "sample"
+
     def act(self, observation: Observation) -> Choice:
         """One type.
 
@@ -97,7 +106,7 @@ class BanditPolicy:
         """
         if self.rng is None:
             raise RuntimeError("call reset(rng) before act()")
-        if self.algorithm == "exp3s" and self.final == "sample":
+        if self.draws:
             return drawn(self.values, self.rng)
         scores = self.values
         if self.algorithm == "linucb":
@@ -169,6 +178,8 @@ class BanditAgent:
         self.final, self.reward_scale = config.episodes.final, config.env.reward_scale
         self.observation_space = observation_space
         self.learner: Algorithm | None = None
+        self.keep: Keep | None = None
+        self.state: State | None = None
         check_bandit(self.settings)
 
     @property
@@ -210,10 +221,12 @@ class BanditAgent:
         refuse_short_search(NAME, decisions)
         self.learner = learner = self._algorithm()
         rng, gain = np.random.default_rng([seed, 11]), Gain(self.reward_scale)
-        logger, totals = start_logger(logger_folder), deque([0.0], maxlen=WINDOW)
+        totals = deque([0.0], maxlen=WINDOW)
+        before = self._restore(rng, gain, totals)
+        logger = resumed_logger(logger_folder, before) if before else start_logger(logger_folder)
         try:
-            observation, _ = env.reset(seed=seed)
-            for taken in range(1, decisions + 1):
+            observation = self.state["observation"] if self.state else env.reset(seed=seed)[0]
+            for taken in range(before + 1, decisions + 1):
                 x = features(observation, self.observation_space)
                 choice = learner.choose(x, rng)
                 observation, reward, terminated, truncated, _ = env.step(choice.action)
@@ -230,9 +243,41 @@ class BanditAgent:
                 if over and taken < decisions:
                     totals.append(0.0)
                     observation, _ = env.reset()
+                if self.keep is not None and taken < decisions:
+                    self.keep(taken, partial(self._state, taken, observation, rng, gain, totals))
         finally:
             logger.close()
         return decisions
+
+    def _state(
+        self,
+        taken: int,
+        observation: Observation,
+        rng: np.random.Generator,
+        gain: Gain,
+        totals: deque[float],
+    ) -> State:
+        return {
+            "taken": taken,
+            "observation": dict(observation),
+            "learner": vars(self.learner),
+            "rng": rng.bit_generator.state,
+            "gains": [] if gain.scale is None else gain.scale.drops,
+            "totals": list(totals),
+        }
+
+    def _restore(self, rng: np.random.Generator, gain: Gain, totals: deque[float]) -> int:
+        """Go back to the state to go on from, if there is one; the decisions taken by then."""
+        state = self.state
+        if state is None:
+            return 0
+        vars(self.learner).update(state["learner"])
+        rng.bit_generator.state = state["rng"]
+        if gain.scale is not None:
+            gain.scale.drops = list(state["gains"])
+        totals.clear()
+        totals.extend(state["totals"])
+        return int(state["taken"])
 
     def _algorithm(self) -> Algorithm:
         size = len(self.pool)
@@ -267,6 +312,10 @@ class BanditAgent:
             self.observation_space,
             self.final,
         )
+
+    def figures(self) -> dict[str, Any]:
+        """Nothing beyond the policy."""
+        return {}
 
     def save_extra(self, folder: Path) -> None:
         """Nothing: there is no library behind it."""

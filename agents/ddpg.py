@@ -31,7 +31,7 @@ from agents.deterministic import (
     weights_of,
 )
 from agents.frozen import part_tensors
-from agents.policy import OnStep
+from agents.policy import Keep, OnStep
 from agents.ranges import (
     refuse_bad_widths,
     refuse_below,
@@ -39,9 +39,10 @@ from agents.ranges import (
     refuse_not_positive,
     refuse_outside_unit,
 )
-from agents.stable_baselines import SB3_ZIP, Watch, start_logger, write_zip
+from agents.stable_baselines import SB3_ZIP, Watch, start, write_zip
 from ksel.config import DDPGConfig, RunConfig
 from ksel.errors import UsageError
+from ksel.packing import State
 
 
 class Thresholded(gym.ActionWrapper):
@@ -88,6 +89,8 @@ class DDPGAgent:
         self.observation_space = observation_space
         self.soft = isinstance(action_space, spaces.Box)
         self.model: DDPG | None = None
+        self.keep: Keep | None = None
+        self.state: State | None = None
         check_ddpg(self.settings)
 
     @property
@@ -135,10 +138,11 @@ class DDPGAgent:
         """
         refuse_late_start(self.settings.learning_starts, decisions)
         self.model = model = self._build_model(env, decisions, seed)
-        logger = start_logger(logger_folder)
-        model.set_logger(logger)
+        logger = start(model, logger_folder, self.state)
+        watch = Watch(self._explain, on_step, progress, stop, self.keep)
+        left, fresh = decisions - model.num_timesteps, self.state is None
         try:
-            model.learn(decisions, Watch(self._explain, on_step, progress, stop), log_interval=1)
+            model.learn(left, watch, log_interval=1, reset_num_timesteps=fresh)
             # The figures of the last updates would otherwise wait for the end of an episode.
             logger.dump(model.num_timesteps)
         finally:
@@ -204,6 +208,10 @@ class DDPGAgent:
             RuntimeError: ``learn`` was not called.
         """
         write_zip(self.model, path)
+
+    def figures(self) -> dict[str, Any]:
+        """Nothing beyond the policy."""
+        return {}
 
     def save_extra(self, folder: Path) -> None:
         """Write the zip under its usual name; see :meth:`save_sb3_zip`."""

@@ -76,7 +76,7 @@ class SB3Policy:
         """
         if self.rng is None:
             raise RuntimeError("call reset(rng) before act()")
-        center, spread = action_distribution(self.network, self._tensors(observation))
+        center, spread = action_distribution(self.network, self.tensors(observation))
         if self.final == "mode":
             return Choice.certain(np.clip(center, 0, 1) if self.soft else center > 0)
         if spread is None:
@@ -88,7 +88,8 @@ class SB3Policy:
             action, probabilities(center, self.soft), log_probability(action, center, spread)
         )
 
-    def _tensors(self, observation: Observation) -> Tensor | dict[str, Tensor]:
+    def tensors(self, observation: Observation) -> Tensor | dict[str, Tensor]:
+        """An observation as the network takes it, a batch of one."""
         if self.flat:
             parts = {name: observation[name] for name in self.space.spaces}
             return torch.as_tensor(spaces.utils.flatten(self.space, parts)).unsqueeze(0)
@@ -135,11 +136,19 @@ def action_distribution(
     Returns:
         hard: [K] logits and None; soft: [K] means and [K] standard deviations; float64.
     """
+    center, spread = action_distribution_batch(network, observation)
+    return center[0], None if spread is None else spread[0]
+
+
+def action_distribution_batch(
+    network: ActorCriticPolicy, observations: Tensor | dict[str, Tensor]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """As :func:`action_distribution` for a batch of N: [N, K] each."""
     with torch.no_grad():
-        distribution: Any = network.get_distribution(observation).distribution
+        distribution: Any = network.get_distribution(observations).distribution
     if isinstance(network.action_space, spaces.Box):
-        return distribution.mean[0].double().numpy(), distribution.stddev[0].double().numpy()
-    return distribution.logits[0].double().numpy(), None
+        return distribution.mean.double().numpy(), distribution.stddev.double().numpy()
+    return distribution.logits.double().numpy(), None
 
 
 def probabilities(center: np.ndarray, soft: bool) -> np.ndarray:

@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from agents.all_action_agent import AllActionAgent, check_all_action
 from agents.bandit import BanditAgent, check_bandit
+from agents.best_static import BestStaticAgent, check_best_static
 from agents.ddpg import DDPGAgent, check_ddpg
 from agents.fixed import (
     LABEL,
@@ -19,6 +20,7 @@ from agents.fixed import (
     mask_vector,
     refuse_one_sided,
 )
+from agents.halving import search_plan
 from agents.policy import Learner
 from agents.ranges import refuse_late_start, refuse_short_search
 from agents.stable_baselines import SB3Agent, check_hyper_parameters
@@ -141,6 +143,9 @@ def check_settings(config: RunConfig) -> None:
         _check_ddpg(config, soft)
     if config.agent == "bandit":
         _check_bandit(config)
+    if config.agent == "best_static":
+        check_best_static(config)
+        _refuse_mode(config, config.agent)
     if config.agent == "dynamic":
         _check_dynamic(config)
     if config.agent == "all_action":
@@ -164,12 +169,14 @@ def check_rewards(config: RunConfig) -> None:
     Raises:
         UsageError: names the option and what would read it.
     """
-    if config.agent not in ("all_action", "greedy"):
+    if config.agent not in ("all_action", "greedy", "best_static"):
         return
     amortized = resolve_reward(config.agent, config.env.reward, config.search) == "amortized"
     instead = "choose an agent that is paid with rewards alone, such as a2c"
-    if resolve_search(config.agent, config.search) == "branch":
-        names: tuple[str, ...] = ("reward_scale", "cost_per_type", "exploration", "final_metric")
+    names: tuple[str, ...] = ("reward_scale", "cost_per_type", "exploration", "final_metric")
+    if config.agent == "best_static":
+        why = "--agent best_static, which compares the plain drops of the objective"
+    elif resolve_search(config.agent, config.search) == "branch":
         why = "--search branch, which compares the plain drops of its forks"
         instead = "set --search online with --env.reward measured"
     elif config.agent == "greedy":
@@ -288,6 +295,8 @@ def check_agent(
         refuse_short_search(config.agent, decisions, online)
         if config.agent == "bandit":
             _refuse_stages(config.agent, allowed)
+        if config.agent == "best_static":
+            search_plan(config, pool, decisions)
         if config.agent == "ddpg":
             refuse_late_start(config.ddpg.learning_starts, decisions)
         return
@@ -350,6 +359,8 @@ def make_agent(
         return DDPGAgent(config, pool, observation_space, action_space)
     if config.agent == "bandit":
         return BanditAgent(config, pool, observation_space)
+    if config.agent == "best_static":
+        return BestStaticAgent(config, pool)
     if config.agent == "all_action":
         _check_all_action(config, soft)
         return AllActionAgent(config, pool, observation_space, action_space)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ksel.errors import UsageError
 from ksel.files import atomic_path, write_json
+from ksel.packing import State
 
 FORMAT = 1
 HEADER = "policy.json"
@@ -21,6 +22,8 @@ WEIGHTS = "policy.safetensors"
 Observation = Mapping[str, np.ndarray]
 OnStep = Callable[[np.ndarray, float], None]
 """(probabilities, log-probability) of a decision just taken; see :class:`Choice`."""
+Keep = Callable[[int, Callable[[], State]], None]
+"""Offered a point to go on from: decisions taken, and what gives the state of that moment."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,13 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class Counting(Protocol):
+    """A policy that counts the decisions of its episode; it has no other memory."""
+
+    decision: int
+
+
+@runtime_checkable
 class Learner(Protocol):
     """Learns to choose actions in episodes of an environment, then is frozen.
 
@@ -116,8 +126,23 @@ class Learner(Protocol):
         """The policy as it is now; learning further does not change it."""
         ...
 
+    def figures(self) -> dict[str, Any]:
+        """What the search found, as JSON values for ``summary.json``; its ``says`` are lines for
+        people. ``{}`` where the policy says it all."""
+        ...
+
     def save_extra(self, folder: Path) -> None:
         """Write files for users of the library behind the agent, if there is one."""
+
+
+@runtime_checkable
+class Resumable(Learner, Protocol):
+    """A learner that can go on from the middle of its learning, equal to the bit on a CPU."""
+
+    keep: Keep | None
+    """Offered the state of learning (see :mod:`ksel.packing`) wherever ``learn`` can go on from."""
+    state: State | None
+    """A state that was kept: ``learn``, called with the same arguments, goes on from it."""
 
 
 def load_policy(
@@ -136,7 +161,7 @@ def load_policy(
             fit the pool or the observation (the message names the differences).
     """
     # Here, because all these modules build on this one.
-    from agents import bandit, deterministic, factorised, fixed, frozen
+    from agents import bandit, best_static, deterministic, factorised, fixed, frozen
 
     header = read_header(folder)
     loaders: dict[str, Callable[[dict[str, Any], Path], Policy]] = {
@@ -144,6 +169,7 @@ def load_policy(
         "stable_baselines": frozen.from_header,
         "ddpg": deterministic.from_header,
         "bandit": bandit.from_header,
+        "best_static": best_static.from_header,
         "all_action": factorised.from_header,
     }
     if header["kind"] not in loaders:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from agents.policy import Learner, Policy
+from agents.policy import Counting, Keep, Learner, Policy, Resumable
 from envs.recording import Recorder
 from envs.recording_vector import VectorRecorder
+from ksel.packing import State
 
 SEARCH_SEED = 1_000_003
 """Added to the run's seed for the search, so that its batches are not the final student's."""
@@ -46,6 +50,8 @@ def search(
     seed: int,
     logger_folder: Path | None,
     stop: Callable[[], bool] | None = None,
+    keep: Keep | None = None,
+    state: State | None = None,
 ) -> Played:
     """Let an agent learn over episodes.
 
@@ -57,6 +63,9 @@ def search(
         seed: the run's seed.
         logger_folder: where the agent logs for TensorBoard; None = nowhere.
         stop: asked after each decision; True ends the search.
+        keep: offered a state wherever the search can go on from; by agents that are
+            :class:`agents.policy.Resumable`.
+        state: one of these, to go on from; all else is as it was then.
     """
     return _learned(
         agent,
@@ -65,6 +74,8 @@ def search(
         seed=seed + SEARCH_SEED,
         logger_folder=logger_folder,
         stop=stop,
+        keep=keep,
+        state=state,
     )
 
 
@@ -76,6 +87,8 @@ def live(
     seed: int,
     logger_folder: Path | None,
     on_update: Callable[[int], None] | None = None,
+    keep: Keep | None = None,
+    state: State | None = None,
 ) -> Played:
     """Let an agent learn while the one and only student trains (an online search).
 
@@ -86,6 +99,7 @@ def live(
         seed: seed of batches and agent; the same seed gives the same batches to every policy.
         logger_folder: where the agent logs for TensorBoard; None = nowhere.
         on_update: called with the updates done after each decision, e.g. to evaluate.
+        keep, state: as in :func:`search`.
     """
 
     def evaluate(taken: int) -> None:
@@ -100,8 +114,42 @@ def live(
         logger_folder=logger_folder,
         progress=evaluate,
         stop=lambda: env.ended_early is not None,
+        keep=keep,
+        state=state,
     )
     return replace(played, reason=env.ended_early)
+
+
+@dataclass
+class Clock:
+    """Wall-clock seconds of environment and agent, less what is done beside: recording, evaluating.
+
+    Attributes:
+        beside: seconds to be left out.
+        before: seconds of the part that another process has played.
+    """
+
+    env: Recorder | VectorRecorder
+    before: float = 0.0
+    beside: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.start, self.recording = time.perf_counter(), self.env.recording_seconds
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        recording = self.env.recording_seconds - self.recording
+        return self.before + time.perf_counter() - self.start - self.beside - recording
+
+    @contextmanager
+    def out(self) -> Iterator[None]:
+        """Leave out what is done inside."""
+        before = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.beside += time.perf_counter() - before
 
 
 def _learned(
@@ -113,22 +161,31 @@ def _learned(
     logger_folder: Path | None,
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    keep: Keep | None = None,
+    state: State | None = None,
 ) -> Played:
     """Let an agent learn; what ``progress`` does is not counted as its time."""
-    beside = 0.0
 
     def annotate(probabilities: np.ndarray, log_prob: float) -> None:
         env.writer.annotate_next(probabilities, log_prob)
 
     def timed(taken: int) -> None:
-        nonlocal beside
-        before = time.perf_counter()
-        if progress is not None:
-            progress(taken)
-        beside += time.perf_counter() - before
+        with clock.out():
+            if progress is not None:
+                progress(taken)
 
-    start, recording, inside = time.perf_counter(), env.recording_seconds, env.seconds
-    begun, done = len(env.rewards), env.updates_done
+    def offer(taken: int, own: Callable[[], State]) -> None:
+        assert keep is not None
+        with clock.out():
+            keep(taken, lambda: {"agent": own(), **_so_far(env, begin, clock.seconds)})
+
+    clock, begin = Clock(env), _begin(env)
+    if isinstance(agent, Resumable):
+        agent.keep, agent.state = None if keep is None else offer, None
+    if state is not None:
+        assert isinstance(agent, Resumable)
+        begin = _go_on(env, state, clock)
+        agent.state = state["agent"]
     taken = agent.learn(
         env,
         decisions,
@@ -138,9 +195,27 @@ def _learned(
         progress=timed,
         stop=stop,
     )
-    seconds = time.perf_counter() - start - beside - (env.recording_seconds - recording)
-    env.ledger.add("agent", seconds - (env.seconds - inside), taken)
-    return Played(env.updates_done - done, taken, seconds, tuple(env.rewards[begun:]))
+    seconds = clock.seconds
+    env.ledger.add("agent", seconds - (env.seconds - begin["seconds"]), taken)
+    done = env.updates_done - begin["updates"]
+    return Played(done, taken, seconds, tuple(env.rewards[begin["episodes"] :]))
+
+
+def _begin(env: Recorder | VectorRecorder) -> dict[str, Any]:
+    """What a recorder had counted by now."""
+    return {"episodes": len(env.rewards), "updates": env.updates_done, "seconds": env.seconds}
+
+
+def _so_far(env: Recorder | VectorRecorder, begin: dict[str, Any], seconds: float) -> State:
+    return {"env": env.get_state(), "begin": begin, "seconds": seconds}
+
+
+def _go_on(env: Recorder | VectorRecorder, state: State, clock: Clock | None) -> dict[str, Any]:
+    """Put the environment into a state; gives what had been counted when the play began."""
+    env.set_state(state["env"])
+    if clock is not None:
+        clock.before = state["seconds"]
+    return dict(state["begin"])
 
 
 def measuring(measure: bool, observe: bool | None) -> dict[str, bool]:
@@ -157,6 +232,8 @@ def play(
     observe: bool | None = None,
     plain: bool = False,
     on_update: Callable[[int], None] | None = None,
+    keep: Keep | None = None,
+    state: State | None = None,
 ) -> Played:
     """One episode of a policy that does not learn any more.
 
@@ -168,13 +245,27 @@ def play(
         observe: show the policy a fresh observation at each decision; None = as ``measure``.
         plain: leave the run's stages, static weights and weight schedules out.
         on_update: called with the updates done after each decision, e.g. to evaluate.
+        keep: offered a state after each decision but the last.
+        state: one of these, to go on from; all else is as it was then.
     """
-    begun, done, inside = len(env.rewards), env.updates_done, env.seconds
-    options = {**measuring(measure, observe), "plain": plain}
-    observation, _ = env.reset(seed=seed, options=options)
-    policy.reset(np.random.default_rng([seed, 5]))
+    rng, begin = np.random.default_rng([seed, 5]), _begin(env)
     agent_seconds, decisions, terminated = 0.0, 0, False
     reason = None
+    if state is None:
+        options = {**measuring(measure, observe), "plain": plain}
+        observation, _ = env.reset(seed=seed, options=options)
+        policy.reset(rng)
+    else:
+        begin = _go_on(env, state, None)
+        observation, decisions, agent_seconds = (
+            env.observation,
+            state["decisions"],
+            state["seconds"],
+        )
+        policy.reset(rng)
+        rng.bit_generator.state = state["rng"]
+        if isinstance(policy, Counting):
+            policy.decision = decisions
     while not terminated:
         start = time.perf_counter()
         choice = policy.act(observation)
@@ -185,7 +276,14 @@ def play(
         reason = info.get("reason")
         if on_update is not None and reason is None:
             on_update(info["update"])
-    seconds = env.seconds - inside + agent_seconds
+        if keep is not None and not terminated:
+            own = {"decisions": decisions, "rng": rng.bit_generator.state}
+            keep(decisions, partial(_with, own, env, begin, agent_seconds))
+    seconds = env.seconds - begin["seconds"] + agent_seconds
     env.ledger.add("agent", agent_seconds, decisions)
-    rewards = tuple(env.rewards[begun:])
-    return Played(env.updates_done - done, decisions, seconds, rewards, reason)
+    rewards = tuple(env.rewards[begin["episodes"] :])
+    return Played(env.updates_done - begin["updates"], decisions, seconds, rewards, reason)
+
+
+def _with(own: State, env: Recorder, begin: dict[str, Any], seconds: float) -> State:
+    return {**own, **_so_far(env, begin, seconds)}

@@ -10,8 +10,9 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -35,7 +36,8 @@ from agents.frozen import (
     policy_class,
     probabilities,
 )
-from agents.policy import OnStep
+from agents.keeping import algorithm_state, offer, restore_algorithm, resumed_logger
+from agents.policy import Keep, OnStep
 from agents.ranges import (
     refuse_bad_widths,
     refuse_below,
@@ -46,6 +48,7 @@ from agents.ranges import (
 from ksel.config import A2CConfig, PPOConfig, RunConfig
 from ksel.errors import UsageError
 from ksel.files import atomic_path
+from ksel.packing import State
 
 ALGORITHMS: dict[str, type[A2C] | type[PPO]] = {"a2c": A2C, "ppo": PPO}
 
@@ -87,6 +90,8 @@ class SB3Agent:
         self.observation_space, self.action_space = observation_space, action_space
         self.soft = isinstance(action_space, spaces.Box)
         self.model: OnPolicyAlgorithm | None = None
+        self.keep: Keep | None = None
+        self.state: State | None = None
         check_hyper_parameters(self.name, self.settings)
 
     @property
@@ -135,18 +140,18 @@ class SB3Agent:
         refuse_short_search(self.name, decisions)
         length = min(self.settings.n_steps, decisions)
         self.model = model = self._build_model(env, length, seed)
-        logger = start_logger(logger_folder)
-        model.set_logger(logger)
-        watch = Watch(_explain, on_step, progress, stop)
+        logger = start(model, logger_folder, self.state)
+        watch = Watch(_explain, on_step, progress, stop, self.keep)
         last = length + decisions % length
-        side_by_side = model.n_envs
+        taken, first = model.num_timesteps, (decisions - last) * model.n_envs
+        fresh = self.state is None
         try:
-            if decisions > last:
-                model.learn((decisions - last) * side_by_side, watch, log_interval=1)
+            if taken < first:
+                model.learn(first - taken, watch, log_interval=1, reset_num_timesteps=fresh)
+                fresh = False
             if not watch.stopped:
                 model.n_steps = model.rollout_buffer.buffer_size = last
-                fresh = decisions == last
-                model.learn(last * side_by_side, watch, log_interval=1, reset_num_timesteps=fresh)
+                model.learn(last * model.n_envs, watch, log_interval=1, reset_num_timesteps=fresh)
             # The figures of the last update would otherwise wait for a rollout that never comes.
             logger.dump(model.num_timesteps)
         finally:
@@ -201,6 +206,10 @@ class SB3Agent:
         """
         write_zip(self.model, path)
 
+    def figures(self) -> dict[str, Any]:
+        """Nothing beyond the policy."""
+        return {}
+
     def save_extra(self, folder: Path) -> None:
         """Write the zip under its usual name; see :meth:`save_sb3_zip`."""
         self.save_sb3_zip(folder / SB3_ZIP)
@@ -212,6 +221,7 @@ class Watch(BaseCallback):
     Args:
         explain: given this callback, (probabilities, log-probability) of each action just taken.
         on_step, progress, stop: as in :meth:`SB3Agent.learn`.
+        keep: see :class:`agents.policy.Resumable`.
 
     Attributes:
         stopped: True once ``stop`` has said so.
@@ -223,11 +233,15 @@ class Watch(BaseCallback):
         on_step: OnStep | None,
         progress: Callable[[int], None] | None,
         stop: Callable[[], bool] | None,
+        keep: Keep | None = None,
     ) -> None:
         super().__init__()
-        self.explain = explain
+        self.explain, self.keep = explain, keep
         self.on_step_done, self.progress, self.stop = on_step, progress, stop
         self.stopped = False
+
+    def _on_rollout_start(self) -> None:
+        offer(self.keep, self.model, partial(algorithm_state, self.model))
 
     def _on_step(self) -> bool:
         if self.on_step_done is not None:
@@ -294,6 +308,16 @@ def _flattened(env: gym.Env | VecEnv) -> gym.Env | VecEnv:
     if isinstance(env, VecEnv):
         return FlatObservations(env)
     return gym.wrappers.FlattenObservation(env)
+
+
+def start(model: BaseAlgorithm, folder: Path | None, state: State | None) -> Logger:
+    """Give a model its logger and, if there is one, the state that it goes on from."""
+    taken = None if state is None else int(state["counted"]["num_timesteps"])
+    logger = start_logger(folder) if taken is None else resumed_logger(folder, taken)
+    model.set_logger(logger)
+    if state is not None:
+        restore_algorithm(model, state)
+    return logger
 
 
 def start_logger(folder: Path | None) -> Logger:

@@ -63,6 +63,9 @@ AGENTS: dict[str, AgentInfo] = {
         ("amortized", "measured"),
         ("online", "episodes", "branch"),
     ),
+    "best_static": AgentInfo(
+        ("hard",), True, ("best_static", "episodes"), "the best fixed mask, by its own search", True
+    ),
     "static": AgentInfo(BOTH, False, ("static",), "one mask for the whole run", False),
     "random_hard": AgentInfo(("hard",), False, ("random",), "each bit drawn anew", False),
     "random_soft": AgentInfo(
@@ -133,7 +136,9 @@ def resolve_reward(agent: str, reward: str, search: str = "auto") -> Reward:
         if able == reward:
             return able
     others = [name for name, other in AGENTS.items() if reward in other.rewards]
-    what = "is paid nothing" if info.rewards == ("measured",) else "reads the credit of types"
+    what = "is paid nothing" if not info.learns else "compares measured drops"
+    if info.rewards == ("amortized",):
+        what = "reads the credit of types"
     raise UsageError(
         f"--env.reward {reward} does not work with --agent {agent}, which {what}. Leave it at auto, "
         f"or choose one of these agents: {', '.join(others)}."
@@ -161,6 +166,8 @@ def resolve_search(agent: str, search: str) -> Search:
             return able
     others = [name for name, other in AGENTS.items() if other.learns and search in other.searches]
     what = "cannot compare branches" if info.learns else "does not learn"
+    if info.searches == ("episodes",) and info.learns:
+        what = "needs students of its own to compare"
     raise UsageError(
         f"--search {search} does not work with --agent {agent}, which {what}. Leave it at auto, or "
         f"choose one of these agents: {', '.join(others)}."

@@ -16,7 +16,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from torch import Tensor
@@ -54,9 +56,14 @@ def main() -> int:
         "| student | N | alone ms | loop ms | vmap ms | alone / vmap | loop / vmap | range of "
         "alone / vmap | peak GiB |\n|" + " --- |" * 9
     )
+    medians: dict[str, list[dict[str, float]]] = {}
     for shape in given.shapes:
         for students in given.students:
-            print_row(shape, students, measure(shape, students, given), given.device)
+            times = measure(shape, students, given)
+            print_row(shape, students, times, given.device)
+            medians.setdefault(shape, []).append(middles(times))
+            if given.plot is not None:
+                draw(given.plot, given.students, medians)
     return 0
 
 
@@ -71,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--plot", type=Path, help="where to draw the cost against N (PNG)")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument(
         "--pool",
@@ -204,9 +212,28 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def middles(times: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds of each way."""
+    return {way: statistics.median(values) for way, values in times.items()}
+
+
+def draw(path: Path, students: list[int], medians: dict[str, list[dict[str, float]]]) -> None:
+    """An update of N students against N, one panel for each shape."""
+    figure, axes = plt.subplots(1, len(medians), figsize=(4.4 * len(medians), 3.6), squeeze=False)
+    for axis, (shape, rows) in zip(axes[0], medians.items(), strict=True):
+        for way in rows[0]:
+            axis.plot(students[: len(rows)], [1000 * row[way] for row in rows], "o-", label=way)
+        axis.set(xlabel="students N", ylabel="ms", title=f"an update of N students, {shape}")
+        axis.set_ylim(bottom=0)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def print_row(shape: str, students: int, times: dict[str, list[float]], device: str) -> None:
     """One row of the table."""
-    middle = {way: statistics.median(values) for way, values in times.items()}
+    middle = middles(times)
     ratios = sorted(a / v for a, v in zip(times["alone"], times["vmap"], strict=True))
     peak = f"{torch.cuda.max_memory_allocated() / GIB:.1f}" if device == "cuda" else "-"
     cells = [shape, str(students), *(f"{1000 * middle[way]:.1f}" for way in times)]

@@ -155,7 +155,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         )
         self.spaces = self._spaces(count)
         self.observation_space = spaces.Dict(self.spaces)  # type: ignore[assignment]
-        self._running = False
+        self._running = self._resting = False
+        self._logits: Tensor | None = None
         self._life = -1
 
     @property
@@ -225,7 +226,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             if name != "training"
         }
         self._objective = self._initial = math.nan
-        self._logits: Tensor | None = None
+        self._logits = None
         if self._observing:
             self._see(self.distiller.observe())
         if self._measuring:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +18,8 @@ from ksel.tracking import Tracker
 from ksel.trajectory import DecisionRow, ScheduleWriter
 
 OnDecision = Callable[[int, float, dict[str, Any]], None]
+COUNTS = ("updates_done", "ended_early", "rewards", "_before", "_update", "_decision")
+"""What a recorder counts."""
 
 
 class Recorder(gym.Wrapper):
@@ -86,6 +89,44 @@ class Recorder(gym.Wrapper):
         self._last = observation
         self._record(Step(mask, self._before, float(reward), terminated, info))
         return observation, float(reward), terminated, truncated, info
+
+    @property
+    def observation(self) -> Any:
+        """What was seen last."""
+        return self._last
+
+    def get_state(self) -> dict[str, Any]:
+        """Environment, student and what was counted so far, to go on from; see :meth:`set_state`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: as :meth:`DistillationEnv.get_snapshot`.
+        """
+        return {
+            "env": self.inner.get_snapshot(),
+            "counts": self.get_counts(),
+            "last": self._last,
+            "seconds": self.seconds,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Return to what :meth:`get_state` gave; the decisions that follow are equal to the bit."""
+        self.inner.set_snapshot(state["env"])
+        self.set_counts(state["counts"])
+        self._last, self.seconds = state["last"], state["seconds"]
+
+    @staticmethod
+    def updates_in(state: Mapping[str, Any]) -> int:
+        """Optimiser updates of the episode by the time of a state."""
+        return int(state["counts"]["_update"])
+
+    def get_counts(self) -> dict[str, Any]:
+        """What was counted, without the environment."""
+        return {name: copy.copy(getattr(self, name)) for name in COUNTS}
+
+    def set_counts(self, counts: Mapping[str, Any]) -> None:
+        """Return to what :meth:`get_counts` gave."""
+        for name in COUNTS:
+            setattr(self, name, counts[name])
 
     @property
     def ledger(self) -> Ledger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +83,7 @@ class VectorRecorder(VecEnvWrapper):
         super().__init__(venv)
         self.stage, self.writer = stage, writer
         self.tracker, self.on_decision = tracker, on_decision
+        self.engine = venv.engine
         self.seats = venv.engine.seats
         self.students = [SeatRecorder(seat, stage, writer) for seat in self.seats]
         self.rewards: list[float] = []
@@ -98,6 +100,28 @@ class VectorRecorder(VecEnvWrapper):
     def updates_done(self) -> int:
         """Optimiser updates of all students."""
         return sum(student.updates_done for student in self.students)
+
+    def get_state(self) -> dict[str, Any]:
+        """As :meth:`envs.recording.Recorder.get_state`, of all students."""
+        return {
+            "env": self.engine.get_snapshot(),
+            "options": self.engine.options,
+            "counts": [student.get_counts() for student in self.students],
+            "episodes": [student.episode for student in self.students],
+            "rewards": list(self.rewards),
+            "seconds": self.seconds,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Return to what :meth:`get_state` gave; the decisions that follow are equal to the bit."""
+        self.engine.options = dict(state["options"])
+        self.engine.set_snapshot(state["env"])
+        for student, counts, episode in zip(
+            self.students, state["counts"], state["episodes"], strict=True
+        ):
+            student.set_counts(counts)
+            student.episode = episode
+        self.rewards, self.seconds = list(state["rewards"]), state["seconds"]
 
     def reset(self) -> Any:
         """Begin N episodes."""

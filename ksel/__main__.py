@@ -13,8 +13,11 @@ COMMANDS = {
     "run": "distil a student while an agent selects the teacher's signals",
     "replay": "validate a run, or play its schedule or policy on another seed, student or task",
     "predict": "write a run's predictions for a file of examples",
+    "compare": "run methods x tasks x seeds, paired; tables with intervals and one page",
     "sweep": "run a grid of settings; one table and one plot",
     "report": "write a run's report.html",
+    "offline": "estimate what other policies would have earned on logged runs",
+    "export": "write recorded decisions as a data set: Minari, or plain arrays",
 }
 """Command -> one line; each is a module of this package with a ``main(argv)``."""
 

@@ -183,6 +183,20 @@ class StaticConfig:
 
 
 @dataclass
+class BestStaticConfig:
+    """The best fixed mask, found by successive halving in a search as long as the others'."""
+
+    candidates: int = 20
+    """Masks that are compared: all on, each type alone, the label with each other type, all but one,
+    then random ones; fewer where the search has no room for as many."""
+    eta: int = 3
+    """After each round one in eta masks goes on, with plays about eta times as long."""
+    least: int = 5
+    """Decisions of the shortest play; where the first round would have shorter ones, fewer masks are
+    compared."""
+
+
+@dataclass
 class RandomConfig:
     """random_hard and random_soft: a new draw at each decision."""
 

@@ -59,11 +59,16 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("env.cost_per_type", 0, math.inf, False),
     ("env.exploration", 0, math.inf, False),
     ("env.final_metric", 0, math.inf, False),
+    ("best_static.candidates", 2, 100_000, False),
+    ("best_static.eta", 2, math.inf, False),
+    ("best_static.least", 1, math.inf, False),
     ("random.probability", 0, 1, False),
     ("annealed.start", 0, 1, False),
     ("episodes.count", 1, math.inf, False),
     ("episodes.share", 0, 1, True),
     ("dynamic.label", 0, 1, False),
+    ("checkpoint.every", 0, math.inf, False),
+    ("checkpoint.share", 0, 1, True),
     ("span.stride", 0, math.inf, False),
     ("span.max_question", 1, math.inf, False),
     ("span.max_answer", 1, math.inf, False),
@@ -137,6 +142,11 @@ def _refuse_unused(config: RunConfig) -> None:
                 f"--{option}: not used with --{decides} {chosen}. Leave it out, or set "
                 f"--{decides} to {' or '.join(map(str, values))}."
             )
+    if config.checkpoint.every == 0 and _differs(config, "checkpoint.share"):
+        raise UsageError(
+            "--checkpoint.share: not used with --checkpoint.every 0, which writes no checkpoints. Leave "
+            "it out, or raise that."
+        )
     if config.evaluations == 0 and config.rows.dev_on_the_way != RunConfig().rows.dev_on_the_way:
         raise UsageError(
             "--rows.dev_on_the_way: not used with --evaluations 0. Leave it out, or raise that."

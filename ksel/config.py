@@ -10,6 +10,7 @@ from ksel.agent_config import (
     AllActionConfig,
     AnnealedConfig,
     BanditConfig,
+    BestStaticConfig,
     DDPGConfig,
     DynamicConfig,
     EpisodesConfig,
@@ -18,6 +19,7 @@ from ksel.agent_config import (
     RandomConfig,
     StaticConfig,
 )
+from ksel.checkpoint_config import CheckpointConfig
 from ksel.search_config import BranchesConfig, CreditConfig
 
 __all__ = [
@@ -26,7 +28,9 @@ __all__ = [
     "AnnealedConfig",
     "BanditConfig",
     "BatchingConfig",
+    "BestStaticConfig",
     "BranchesConfig",
+    "CheckpointConfig",
     "CreditConfig",
     "CustomTaskConfig",
     "DDPGConfig",
@@ -323,8 +327,8 @@ class RunConfig:
     task: str = "qnli"
     """cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, squad, squad_v2, or custom (see --custom)."""
     agent: str = "a2c"
-    """Who chooses the mask: all_action, greedy, a2c, ppo, ddpg, bandit, static, random_hard, random_soft, annealed,
-    round_robin, dynamic."""
+    """Who chooses the mask: all_action, greedy, a2c, ppo, ddpg, bandit, best_static, static, random_hard, random_soft,
+    annealed, round_robin, dynamic."""
     method: str | None = None
     """A published method by name (a file of configs/methods); null = your own mix."""
     data: str | None = None
@@ -388,5 +392,7 @@ class RunConfig:
     bandit: BanditConfig = field(default_factory=BanditConfig)
     dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     static: StaticConfig = field(default_factory=StaticConfig)
+    best_static: BestStaticConfig = field(default_factory=BestStaticConfig)
     random: RandomConfig = field(default_factory=RandomConfig)
     annealed: AnnealedConfig = field(default_factory=AnnealedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ksel.artifacts import save_student
+from ksel.checkpoints import Checkpoints
 from ksel.cli import shielded
 from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.files import write_json
+from ksel.ledger import Ledger
 from ksel.report_page import write_report
 from ksel.setup import Setup
 from ksel.summary import summarize
@@ -65,6 +67,9 @@ class Job:
         students: figures of the finished students, the selected one first.
         costs: what each finished stage cost, see :func:`ksel.costs.stage_cost`.
         trust: asked after each decision whether there is something to say of its credit.
+        checkpoints: where the run can be gone on from; None before there is anything to keep.
+        before: the ledger when the stage began.
+        resumed: True if the run goes on in the folder of an interrupted one.
     """
 
     config: RunConfig
@@ -83,6 +88,9 @@ class Job:
     students: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     trust: TrustWatch = field(default_factory=TrustWatch)
+    checkpoints: Checkpoints | None = None
+    before: Ledger | None = None
+    resumed: bool = False
 
 
 def leave(job: Job) -> dict[str, Any]:
@@ -95,7 +103,7 @@ def leave(job: Job) -> dict[str, Any]:
         UsageError, OSError: the first of the parts that could not be written, after all were tried.
     """
     problems: list[UsageError | OSError] = []
-    for write in (write_schedule, _write_policy, _write_partial_student):
+    for write in (write_schedule, write_policy, _write_partial_student):
         try:
             write(job)
         except (UsageError, OSError) as error:
@@ -109,7 +117,12 @@ def leave(job: Job) -> dict[str, Any]:
 
 
 def fail(job: Job, error: Exception) -> None:
-    """Leave what there is of a run that an error ended; of one that never began, nothing."""
+    """Leave what there is of a run that an error ended; of one that never began, nothing.
+
+    The folder of a run that was to be gone on with stays as it was until its set-up is over.
+    """
+    if job.stage == "setup" and job.resumed:
+        return
     if job.stage == "setup" and isinstance(error, (UsageError, OSError)):
         shutil.rmtree(job.folder, ignore_errors=True)
         return
@@ -151,7 +164,8 @@ def write_student(job: Job) -> None:
     save_student(job.folder / "student", job.setup, card)
 
 
-def _write_policy(job: Job) -> None:
+def write_policy(job: Job) -> None:
+    """Write the policy as it is now, if there is one; called where learning ends as well."""
     policy = job.policy
     if job.learner is not None and job.learner.learned:
         policy = policy or job.learner.frozen()

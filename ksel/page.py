@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ksel.plots import to_svg
@@ -21,21 +22,84 @@ def missing(text: str) -> str:
     return f'<p class="missing">{escape(text)}</p>'
 
 
+def note(text: str, *, faint: bool = False) -> str:
+    """A line that explains what is there."""
+    return f'<p class="{"missing" if faint else "note"}">{escape(text)}</p>'
+
+
+def folded(title: str, body: str) -> str:
+    """HTML that a reader unfolds."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def heat_table(
+    heads: Sequence[str],
+    names: Sequence[str],
+    values: np.ndarray,
+    pattern: str,
+    signed: float | None = None,
+) -> str:
+    """A table of numbers whose cells are as strong in colour as their value is large.
+
+    Args:
+        heads: of all columns, that of the names first.
+        names: of the rows.
+        values: [rows, columns] in [0, 1]; with ``signed`` in [-signed, signed], in two colours; nan is
+            shown as a dash.
+        pattern: how a number is written.
+        signed: the value of the strongest colour.
+    """
+    rows = []
+    for name, row in zip(names, np.asarray(values, np.float64), strict=True):
+        cells = []
+        for value in row:
+            if not np.isfinite(value):
+                cells.append("&ndash;")
+                continue
+            depth = float(np.clip(abs(value) / (signed or 1.0), 0, 1))
+            side = " under" if signed and value < 0 else ""
+            text = _signless(value, pattern)
+            cells.append(f'<span class="heat{side}" style="--v:{100 * depth:.0f}%">{text}</span>')
+        rows.append([_breakable(escape(name)), *cells])
+    return table(heads, rows, kind="even")
+
+
+def _signless(value: float, pattern: str) -> str:
+    """A number in words, without the sign of a zero."""
+    text = format(value, pattern)
+    return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
+
+
+def _breakable(text: str) -> str:
+    """A name that may be broken after a slash; ``text`` is HTML without tags."""
+    return text.replace("/", "/<wbr>")
+
+
 def show(figure: Figure, name: str, label: str) -> str:
     """A figure as inline SVG; ``name`` is unique on the page, ``label`` is for screen readers."""
     return f"<figure>{to_svg(figure, name, label)}</figure>"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], emphasis: str = "") -> str:
-    """A table whose cells are HTML already; the row whose first cell is ``emphasis`` stands out."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], emphasis: str = "", kind: str = ""
+) -> str:
+    """A table whose cells are HTML already; the row whose first cell is ``emphasis`` stands out.
+
+    Args:
+        heads: of the columns, plain text.
+        rows: the first cell of each is its name.
+        emphasis: see above.
+        kind: ``even``: columns of equal width; ``facts``: names and texts.
+    """
+    head = "".join(f"<th>{_breakable(escape(text))}</th>" for text in heads)
     body = ""
     for row in rows:
         mark = ' class="selected"' if row[0] == emphasis else ""
         cells = "".join(f"<td>{cell}</td>" for cell in row[1:])
         body += f"<tr{mark}><th>{row[0]}</th>{cells}</tr>"
+    of = f' class="{kind}"' if kind else ""
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table{of}><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -82,6 +146,14 @@ th:first-child{text-align:left}tbody th{font-weight:400}thead th{font-size:.85re
 .selected th,.selected td{font-weight:650;background:var(--card)}
 .facts td{text-align:left;overflow-wrap:anywhere}.facts th{white-space:nowrap;vertical-align:top}
 .facts thead{display:none}
+.even{table-layout:fixed}.even th:first-child{width:15rem;overflow-wrap:anywhere}
+.even th,.even td{padding:.25rem .35rem;vertical-align:middle}.even thead th{vertical-align:bottom}.even td:has(.heat){padding:.12rem}
+.on{color:var(--accent)}.heat{display:block;padding:.15rem .4rem;border-radius:4px;text-align:center;
+background:color-mix(in srgb,var(--accent) calc(var(--v)*.62),transparent)}
+.even thead th:not(:first-child){text-align:center;overflow-wrap:break-word;font-size:.8rem;line-height:1.25}
+.heat.under{background:color-mix(in srgb,var(--c1) calc(var(--v)*.62),transparent)}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(330px,1fr));gap:.2rem 2rem}
+.pair .even th:first-child{width:32%}h4{font-size:.95rem;margin:.8rem 0 .3rem}small{color:var(--faint);font-weight:400}
 .bar{display:block;padding:0 .3rem;border-radius:3px;background:linear-gradient(90deg,
 color-mix(in srgb,var(--accent) 32%,transparent) var(--w),transparent var(--w))}
 .tiles{display:flex;flex-wrap:wrap;gap:.8rem}

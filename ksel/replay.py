@@ -1,32 +1,35 @@
-"""``python -m ksel.replay RUN``: validate a run, or play its schedule or its policy once more."""
+"""``python -m ksel.replay RUN``: validate a run, or play its schedule or policy, here or elsewhere."""
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from agents.follow import follow
-from agents.make import check_rewards, get_agent
-from agents.policy import Policy, load_policy, read_header
+from agents.make import get_agent
+from agents.policy import Policy
 from agents.rollout import play
+from agents.sb3_zip import open_policy
 from envs.distillation import DistillationEnv
 from envs.observation import feature_names
 from envs.recording import Recorder
+from ksel import transfers
 from ksel.artifacts import versions
-from ksel.checks import check_unrewarded
+from ksel.cells import safe
 from ksel.cli import INTERRUPTED_EXIT, guard, quiet_libraries
-from ksel.config import CustomTaskConfig, RunConfig
-from ksel.errors import UsageError, unknown_name
+from ksel.compare_results import print_comparison
+from ksel.errors import UsageError
 from ksel.evaluation import evaluate_dev
 from ksel.files import atomic_folder, write_json
+from ksel.replay_request import Request, parse
 from ksel.replays import (
     STAGE,
     Replay,
@@ -39,55 +42,13 @@ from ksel.replays import (
     was_measured,
     was_observed,
 )
-from ksel.saved import CONFIG, POLICY, SCHEDULE, SavedRun, inputs, open_run
-from ksel.settings import parse_over
+from ksel.saved import POLICY, inputs
 from ksel.setup import Setup, prepare
+from ksel.stages import decision_count, stage_ends, stage_shares
 from ksel.tracking import Progress, Silent, training_loss
-from ksel.trajectory import Schedule, ScheduleWriter, read_schedule
-from ksel.validation import copy_weights, judge, judge_twice, load_weights
-
-PROG = "python -m ksel.replay"
-MODES = ("validate", "schedule", "policy")
-NO_EFFECT = (
-    *("agent", "name", "references", "evaluations", "rows.dev_on_the_way", "env.actions"),
-    *("search", "students", "vectorize", "branches", "episodes", "method"),
-    *("all_action", "greedy", "a2c", "ppo", "ddpg", "bandit"),
-    *("static", "random", "annealed", "dynamic"),
-)
-"""Settings that only a search, a new agent or a measurement on the way reads."""
-VALIDATE_TAKES = ("data", "teacher", "teachers", "store", "device", "threads", "student.init")
-"""Settings under ``validate``: files may have moved; all else must be the run's."""
-
-
-@dataclass
-class Request:
-    """What is to be replayed.
-
-    Attributes:
-        run: the run.
-        mode: one of :data:`MODES`.
-        config: the run's settings with the changes.
-        changed: the settings that were changed, by dotted name.
-        seeds: one replay for each.
-        out: folder in which the replay's own folder is made.
-        schedule: the run's schedule.
-        status: ``complete`` once every seed was played.
-        replays: those that are finished.
-        writer: their decisions; None before the first.
-        said: what the user must know of all of them.
-    """
-
-    run: SavedRun
-    mode: str
-    config: RunConfig
-    changed: dict[str, Any]
-    seeds: list[int]
-    out: Path
-    schedule: Schedule
-    status: str = "interrupted"
-    replays: list[Replay] = field(default_factory=list)
-    writer: ScheduleWriter | None = None
-    said: list[str] = field(default_factory=list)
+from ksel.trajectory import ScheduleWriter
+from ksel.transfers import Setting, Student, Transfer
+from ksel.validation import copy_weights, judge, judge_twice
 
 
 @dataclass(frozen=True)
@@ -110,9 +71,11 @@ class Player:
 
 
 def main(argv: list[str]) -> int:
-    """Replay a run; 0, or 1 where ``validate`` finds a difference."""
+    """Replay a run; 0, or 1 where ``validate`` finds a difference or a setting cannot be played."""
     quiet_libraries()
     request = parse(argv)
+    if request.settings:
+        return _transfer(request)
     with Progress() as progress:
         try:
             for seed in request.seeds:
@@ -129,117 +92,6 @@ def main(argv: list[str]) -> int:
     if request.status != "complete":
         return INTERRUPTED_EXIT
     return 0 if all(one.identical is not False for one in request.replays) else 1
-
-
-# --------------------------------------------------------------------------- what is asked for
-
-
-def parse(argv: Sequence[str]) -> Request:
-    """Read the command line, the run's settings and its schedule.
-
-    Raises:
-        UsageError: an unknown mode or setting, a setting without effect, or an unusable run.
-        SystemExit: after ``--help``.
-    """
-    parser = argparse.ArgumentParser(
-        prog=PROG,
-        usage=f"{PROG} RUN [--mode MODE] [--seeds N] [--seed S] [--out DIR] [any setting of a run]",
-        description="Play a run once more, and compare.",
-        epilog="All other options are the run's settings (python -m ksel.run --help), taken from "
-        "RUN/config.yaml and overridden here, e.g. --task, --data, --student.layers, --teacher.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--mode",
-        default="validate",
-        help="validate: the logged decisions must give the saved student again, bit for bit on the "
-        "CPU (a further seed is played twice, and the two students must be identical); schedule: "
-        "the same masks on another seed, student, task or teacher; policy: the frozen policy "
-        "decides anew",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="number of seeds, from --seed (the run's) upwards"
-    )
-    parser.add_argument("--out", help="folder for the replay's own folder; default RUN/replays")
-    own, rest = parser.parse_known_args(list(argv))
-    if own.mode not in MODES:
-        raise unknown_name("mode", own.mode, MODES, "--mode")
-    if own.seeds < 1:
-        raise UsageError(f"--seeds: {own.seeds} seeds; give 1 or more.")
-    name, rest = _take_run(rest)
-    run = open_run(Path(name))
-    config = parse_over(run.folder / CONFIG, rest, PROG)
-    changed = {
-        key: value
-        for key, value in _flat(config).items()
-        if key != "out" and value != _flat(run.config)[key]
-    }
-    _check_changes(own.mode, changed)
-    info = get_agent(run.config.agent)
-    if "amortized" not in info.rewards:
-        check_unrewarded(config, observes=info.observes)
-    check_rewards(config)
-    if config.task != run.config.task and config.task != "custom":
-        config = replace(config, custom=CustomTaskConfig())
-    schedule = read_schedule(run.folder / SCHEDULE)
-    _check_run(own.mode, run, schedule)
-    return Request(
-        run,
-        own.mode,
-        config,
-        changed,
-        [config.seed + i for i in range(own.seeds)],
-        Path(own.out) if own.out else run.folder / "replays",
-        schedule,
-    )
-
-
-def _check_run(mode: str, run: SavedRun, schedule: Schedule) -> None:
-    """Refuse what cannot be replayed now, not after minutes of data and teacher."""
-    if mode == "policy":
-        read_header(run.folder / POLICY)
-        return
-    logged_actions(schedule, schedule.pool)
-    was_measured(schedule)
-    was_observed(schedule)
-    if mode == "validate":
-        load_weights(run.needs_student())
-
-
-def _take_run(words: list[str]) -> tuple[str, list[str]]:
-    """The first word that is no option and no option's value; every setting takes one value."""
-    i = 0
-    while i < len(words):
-        if not words[i].startswith("-"):
-            return words[i], words[:i] + words[i + 1 :]
-        i += 1 if "=" in words[i] else 2
-    raise UsageError(f"RUN: name the folder of a run: {PROG} RUN [--mode schedule] ...")
-
-
-def _flat(config: RunConfig) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    groups = {one.name for one in fields(config) if is_dataclass(getattr(config, one.name))}
-    for name, value in asdict(config).items():
-        if name in groups:
-            flat |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            flat[name] = value
-    return flat
-
-
-def _check_changes(mode: str, changed: dict[str, Any]) -> None:
-    for name in changed:
-        if name in NO_EFFECT or name.split(".")[0] in NO_EFFECT:
-            raise UsageError(
-                f"--{name} has no effect on a replay: the decisions come from the run's schedule "
-                f"or its frozen policy. Leave it out, or make a new run with python -m ksel.run."
-            )
-        if mode == "validate" and name not in VALIDATE_TAKES:
-            raise UsageError(
-                f"--{name}: --mode validate repeats the run as it was. Use --mode schedule or "
-                f"--mode policy to change it; validate takes "
-                f"{', '.join(f'--{option}' for option in VALIDATE_TAKES)}."
-            )
 
 
 # --------------------------------------------------------------------------- one replay
@@ -270,8 +122,12 @@ def _replay(request: Request, seed: int, progress: Progress) -> Replay:
 def _player(request: Request, setup: Setup) -> Player:
     if request.mode == "policy":
         shapes = {n: tuple(s.shape or ()) for n, s in DistillationEnv(setup=setup).spaces.items()}
-        folder = request.run.folder / POLICY
-        policy = load_policy(folder, pool=setup.pool.names, observation=shapes)
+        policy = open_policy(
+            request.policy or request.run.folder / POLICY,
+            pool=setup.pool.names,
+            observation=shapes,
+            trusted=request.trusted,
+        )
         observes = get_agent(policy.name).observes
         return Player(policy.soft, policy.learns, observes, policy, None)
     schedule = request.schedule
@@ -309,8 +165,21 @@ def _play(
             player.actions, recorder, seed=seed, measure=player.measure, observe=player.observe
         )
     bar.close()
-    metrics = evaluate_dev(
-        setup.student,
+    return Replay(
+        seed,
+        _dev(setup, setup.student),
+        played.updates,
+        played.decisions,
+        played.seconds,
+        played.reason,
+        rows=writer.rows(STAGE),
+    )
+
+
+def _dev(setup: Setup, model: PreTrainedModel) -> dict[str, float]:
+    """Metrics of the student, or of the first teacher, over all dev rows."""
+    return evaluate_dev(
+        model,
         setup.task,
         setup.dev,
         rows=None,
@@ -318,15 +187,103 @@ def _play(
         device=setup.device,
         span=setup.config.span,
     )
-    return Replay(
-        seed,
-        metrics,
-        played.updates,
-        played.decisions,
-        played.seconds,
-        played.reason,
-        rows=writer.rows(STAGE),
-    )
+
+
+# --------------------------------------------------------------------------- several settings
+
+
+def _transfer(request: Request) -> int:
+    """Play in each setting with all types on beside it; write and print the tables."""
+    transfer = Transfer(f"{request.run.config.agent}-{request.mode}")
+    parts = [
+        replace(request, config=one.config, changed=one.changed, replays=[], said=[])
+        for one in request.settings
+    ]
+    with Progress() as progress:
+        try:
+            for setting, part in zip(request.settings, parts, strict=True):
+                for seed in request.seeds:
+                    transfer.cells += _pair(transfer, part, setting, seed, progress)
+            request.status = "complete"
+        except KeyboardInterrupt:
+            progress.say("stopped by Ctrl-C")
+    if not transfer.cells:
+        print("no replay was finished; nothing was written")
+        return INTERRUPTED_EXIT
+    if len(transfer.failed) == len(transfer.cells):
+        first = transfer.failed[0]
+        raise UsageError(f"{transfers.OPTION}: nothing could be played. {first['error']}")
+    folder = _new_folder(request, f"{request.mode}-across")
+    with atomic_folder(folder) as temporary:
+        comparison = transfers.write_transfer(transfer, temporary, f"{request.run.name}: transfer")
+        for part, setting in zip(parts, request.settings, strict=True):
+            if part.writer is not None:
+                part.writer.write(temporary / "schedules" / f"{safe(setting.label)}.parquet")
+        write_json(temporary / "replay.json", _transfer_record(request, parts))
+    print_comparison(comparison)
+    for line in dict.fromkeys(line for part in parts for line in part.said):
+        print(line)
+    print(f"written: {folder}")
+    if request.status != "complete":
+        return INTERRUPTED_EXIT
+    return 1 if transfer.failed else 0
+
+
+def _pair(
+    transfer: Transfer, part: Request, setting: Setting, seed: int, progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows of one seed in one setting; what does not fit there is a failed row."""
+    try:
+        setup = prepare(
+            replace(part.config, seed=seed), progress if part.writer is None else Silent()
+        )
+        player = _player(part, setup)
+    except UsageError as error:
+        progress.say(f"{setting.label}, seed {seed}: not played: {error}")
+        return transfers.failed(transfer, setting, seed, str(error))
+    if part.writer is None:
+        part.writer = _writer(part, setup, player.soft)
+        score = _dev(setup, setup.teacher.model)
+        transfer.teachers[setting.label] = next(iter(score.values()))
+    ends = stage_ends(stage_shares(setup.config.stages), setup.updates)
+    count = decision_count(ends, setup.config.env.phase_steps)
+    on = np.ones((count, len(setup.pool.names)), dtype=np.float32)
+    plain = Player(player.soft, measure=False, observe=False, policy=None, actions=on)
+    students = []
+    for one in (player, plain):
+        before = setup.ledger.copy()
+        replay = _play(part, setup, one, progress)
+        spent = setup.ledger.since(before)
+        students.append(
+            Student(replay.metrics, replay.updates, replay.seconds, replay.reason, spent)
+        )
+        if one is player:
+            part.replays.append(replay)
+            for row in replay.rows:
+                part.writer.add(replace(row, episode=seed))
+    facts = {"builtin_data": setup.builtin, "data": setup.origin}
+    return transfers.pair(transfer, setting, seed, students[0], students[1], facts)
+
+
+def _transfer_record(request: Request, parts: Sequence[Request]) -> dict[str, Any]:
+    """What ``replay.json`` says of replays in several settings."""
+    return {
+        "status": request.status,
+        "mode": request.mode,
+        "run": request.run.name,
+        "changed": request.changed,
+        "settings": [
+            {
+                "label": setting.label,
+                "values": setting.values,
+                "changed": setting.changed,
+                "replays": [one.record() for one in part.replays],
+                "notes": [*part.said, *notes(part.replays)],
+            }
+            for setting, part in zip(request.settings, parts, strict=True)
+        ],
+        "versions": versions(),
+    }
 
 
 # --------------------------------------------------------------------------- what is left behind
@@ -347,14 +304,20 @@ def _writer(request: Request, setup: Setup, soft: bool) -> ScheduleWriter:
     return ScheduleWriter(setup.pool.names, feature_names(setup.pool.names), meta)
 
 
+def _new_folder(request: Request, kind: str) -> Path:
+    """A folder for this replay that does not exist."""
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder, number = request.out / f"{kind}-{now}", 1
+    while folder.exists():
+        number += 1
+        folder = request.out / f"{kind}-{now}-{number}"
+    return folder
+
+
 def _write(request: Request) -> Path:
     """Write replay.json and schedule.parquet into a new folder."""
     assert request.writer is not None
-    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder, number = request.out / f"{request.mode}-{now}", 1
-    while folder.exists():
-        number += 1
-        folder = request.out / f"{request.mode}-{now}-{number}"
+    folder = _new_folder(request, request.mode)
     selected = request.run.selected()
     record = {
         "status": request.status,

@@ -4,132 +4,63 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ksel import plots
-from ksel.errors import UsageError
 from ksel.files import write_text
-from ksel.page import document, missing, number, section, show, table
+from ksel.page import document, folded, missing, number, section, show, table
+from ksel.report_learned import Learned, learned, phases
 from ksel.report_parts import amortized, cost, credit
-from ksel.tracking import METRICS_FILE, read_metrics
-from ksel.trajectory import Schedule, read_schedule
+from ksel.report_run import Run, load_run
+from ksel.report_search import search
 
 REPORT_FILE = "report.html"
-PARTS = ("config.yaml", "summary.json", "schedule.parquet", METRICS_FILE)
 BINS = 16
-SEARCH_MAPS = 12
+FEWEST_NORMS = 3
+"""Gradient norms of a type from which on they are drawn."""
+NOT_ASKED = Learned(reason="`python -m ksel.report RUN` adds how the policy responds")
 
 
-@dataclass
-class Run:
-    """What a run's folder holds; a part that is missing or damaged is None or empty.
-
-    Attributes:
-        folder: the run's folder.
-        problems: file name -> why the part is missing.
-    """
-
-    folder: Path
-    summary: dict[str, Any] = field(default_factory=dict)
-    teacher: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, Any] = field(default_factory=dict)
-    config_text: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    schedule: Schedule | None = None
-    problems: dict[str, str] = field(default_factory=dict)
-
-    def fact(self, key: str) -> Any:
-        """A fact about the run from the summary, else the schedule, else the settings."""
-        sources = (self.summary, self.schedule.meta if self.schedule else {}, self.config)
-        return next((source[key] for source in sources if source.get(key) is not None), None)
-
-
-def load_run(folder: Path) -> Run:
-    """Read what a run has left behind so far.
-
-    Raises:
-        UsageError: ``folder`` is not the folder of a run.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"RUN: there is no folder {folder}. Give the folder of a run.")
-    if not any((folder / part).is_file() for part in PARTS):
-        raise UsageError(
-            f"RUN: {folder} is not the folder of a run: it has none of {', '.join(PARTS)}."
-        )
-    run = Run(folder)
-    run.summary = _read_json(run, "summary.json")
-    run.teacher = _read_json(run, "teacher.json")
-    run.versions = _read_json(run, "versions.json")
-    try:
-        run.config_text = (folder / "config.yaml").read_text(encoding="utf-8")
-        config = yaml.safe_load(run.config_text)
-        run.config = config if isinstance(config, dict) else {}
-    except (OSError, ValueError, yaml.YAMLError):
-        run.problems["config.yaml"] = "missing or damaged"
-    try:
-        run.metrics = read_metrics(folder / METRICS_FILE)
-    except UsageError:
-        run.problems[METRICS_FILE] = "missing"
-    try:
-        run.schedule = read_schedule(folder / "schedule.parquet")
-    except UsageError as error:
-        run.problems["schedule.parquet"] = str(error).removeprefix("RUN: ")
-    return run
-
-
-def _read_json(run: Run, name: str) -> dict[str, Any]:
-    path = run.folder / name
-    if not path.is_file():
-        run.problems[name] = "missing"
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        run.problems[name] = "damaged"
-        return {}
-    return value
-
-
-def write_report(run: Path) -> Path:
+def write_report(run: Path, found: Learned = NOT_ASKED) -> Path:
     """Write ``report.html`` into a run's folder; a part that is missing is said to be missing.
+
+    Args:
+        run: the folder.
+        found: what is known of the run's policy.
 
     Raises:
         UsageError: ``run`` is not the folder of a run, or the file cannot be written.
     """
     path = Path(run) / REPORT_FILE
-    write_text(path, page(load_run(Path(run))))
+    write_text(path, page(load_run(Path(run)), found))
     return path
 
 
-def page(run: Run) -> str:
-    """The whole page as HTML."""
+def page(run: Run, found: Learned = NOT_ASKED) -> str:
+    """The whole page as HTML; ``found`` is what is known of the run's policy."""
     method = f"{run.fact('method')}, " if run.fact("method") else ""
     title = f"{run.fact('task') or 'unknown task'}, {method}{run.fact('agent') or 'unknown agent'}"
     sections = [
-        _header(run),
+        header(run),
         section("Summary", _summary_table(run) + _share_table(run)),
-        section("Cost of the search", cost(run.summary)),
-        section("Selection schedule", _schedule(run)),
+        section("Selection schedule", _schedule(run) + phases(run)),
+        section("What the policy learned", learned(run, found)),
         section("Dev metrics on the way", _dev_curves(run)),
         section("Losses and gradients", _losses(run)),
         *([section("Credit", _credit(run))] if amortized(run.metrics) else []),
-        section("Search", _search(run)),
+        section("Search", search(run)),
+        section("Cost of the search", cost(run.summary)),
         section("How it was made", _settings(run)),
     ]
     return document(f"ksel: {title}", "".join(sections))
 
 
-def _header(run: Run) -> str:
+def header(run: Run) -> str:
+    """Name, facts and notes of a run."""
     status = run.summary.get("status")
     if status is None:
         status = "unfinished: no summary was written (still running, or killed)"
@@ -141,7 +72,7 @@ def _header(run: Run) -> str:
         if value is not None
     )
     chips += f'<span class="chip {good}">{escape(str(status))}</span>'
-    notes = [_data_note(run)]
+    notes = [data_note(run)]
     notes += [
         f'<p class="note">Fallback: {escape(str(text))}</p>'
         for text in run.summary.get("fallbacks") or []
@@ -151,12 +82,13 @@ def _header(run: Run) -> str:
         for name, why in run.problems.items()
     ]
     return (
-        f"<header><p class='kicker'>ksel report</p><h1>{escape(run.folder.resolve().name)}</h1>"
+        f"<header><p class='kicker'>ksel report</p><h1>{escape(run.name)}</h1>"
         f"<p>{chips}</p>{''.join(notes)}</header>\n"
     )
 
 
-def _data_note(run: Run) -> str:
+def data_note(run: Run) -> str:
+    """Where the figures come from; loud where they are no benchmark's."""
     builtin, data = run.fact("builtin_data"), run.fact("data")
     if builtin or data == "builtin":
         return (
@@ -172,14 +104,9 @@ def _data_note(run: Run) -> str:
     return f'<p class="note">Data: {escape(str(data))}</p>'
 
 
-def _teacher(run: Run) -> dict[str, Any]:
-    teacher = run.summary.get("teacher") or run.teacher
-    return teacher if isinstance(teacher, dict) else {}
-
-
 def _summary_table(run: Run) -> str:
     students = run.summary.get("students") or []
-    teacher = _teacher(run)
+    teacher = run.teacher_record
     if not students and not teacher:
         return missing("No student was finished before the run ended: there is nothing to sum up.")
     models = [{**teacher, "name": f"teacher: {teacher.get('name', 'unknown')}"}] if teacher else []
@@ -209,44 +136,29 @@ def _summary_table(run: Run) -> str:
 
 
 def _share_table(run: Run) -> str:
+    """What each type got, a column of equal width for each student."""
     students = [s for s in run.summary.get("students") or [] if s.get("shares")]
     if not students:
         return ""
     pool = run.fact("pool") or list(students[0]["shares"])
     rows = []
-    for student in students:
+    for name in pool:
         cells = []
-        for name in pool:
+        for student in students:
             share = student["shares"].get(name)
             width = 100 * share if isinstance(share, (int, float)) else 0
             cells.append(
                 f'<span class="bar" style="--w:{width:.1f}%">{number(share, ".0%")}</span>'
             )
-        rows.append([escape(str(student.get("name", "unnamed"))), *cells])
+        rows.append([escape(str(name)), *cells])
     kind = "mean weight" if run.schedule and run.schedule.soft else "share of the decisions"
-    return (
-        f"<h3>What each knowledge type got ({kind})</h3>"
-        f"{table(['student', *map(str, pool)], rows, emphasis='selected')}"
-    )
-
-
-def _stages(run: Run) -> list[tuple[str, int]]:
-    return run.schedule.stages() if run.schedule else []
-
-
-def _shown(run: Run) -> tuple[str, int, str] | None:
-    """The episode the page is about: stage, number, and what to call it."""
-    stages = _stages(run)
-    if not stages:
-        return None
-    final = [(stage, episode) for stage, episode in stages if stage == "final"]
-    stage, episode = (final or stages)[-1]
-    name = "final student" if final else f"{stage} episode {episode + 1}"
-    return stage, episode, name
+    heads = ["knowledge type", *(str(student.get("name", "unnamed")) for student in students)]
+    shares = table(heads, rows, kind="even")
+    return f"<h3>What each knowledge type got ({kind})</h3>{shares}"
 
 
 def _schedule(run: Run) -> str:
-    shown = _shown(run)
+    shown = run.shown
     if run.schedule is None or shown is None:
         return missing("No decisions were recorded.")
     stage, episode, name = shown
@@ -272,7 +184,8 @@ def _schedule(run: Run) -> str:
     return body + show(lines, "shares", f"Share of each knowledge type over time, {name}")
 
 
-def _dev_curves(run: Run) -> str:
+def dev_points(run: Run) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
+    """Dev metrics on the way: metric -> student -> (updates, values)."""
     points: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
     for line in run.metrics:
         stage = str(line["stage"])
@@ -285,6 +198,11 @@ def _dev_curves(run: Run) -> str:
                 steps, values = series.setdefault(student, ([], []))
                 steps.append(line["step"])
                 values.append(value)
+    return points
+
+
+def _dev_curves(run: Run) -> str:
+    points = dev_points(run)
     if not points:
         return missing("No dev metric was measured before the run ended.")
     rows = (run.config.get("rows") or {}).get("dev_on_the_way", "some")
@@ -294,14 +212,14 @@ def _dev_curves(run: Run) -> str:
     )
     for index, (metric, series) in enumerate(points.items()):
         arrays = {name: (np.array(s), np.array(v)) for name, (s, v) in series.items()}
-        value = (_teacher(run).get("metrics") or {}).get(metric)
+        value = (run.teacher_record.get("metrics") or {}).get(metric)
         figure = plots.curves(arrays, metric, f"Dev {metric}", value)
         body += show(figure, f"dev{index}", f"Dev {metric} over updates of each student")
     return body
 
 
 def _losses(run: Run) -> str:
-    shown = _shown(run)
+    shown = run.shown
     if run.schedule is None or shown is None:
         return missing("No decisions were recorded.")
     stage, episode, name = shown
@@ -311,8 +229,13 @@ def _losses(run: Run) -> str:
     figure = plots.losses(values, pool, updates, f"Loss of each type, {name}")
     body = show(figure, "losses", f"Raw loss of each knowledge type over updates, {name}")
     norms = run.schedule.vectors("grad_norm", stage, episode)
-    if not np.isfinite(norms).any():
-        return body + missing("Gradient norms were not measured (--optim.grad_norm_every).")
+    measured = int(np.isfinite(norms).sum(0).max(initial=0))
+    if measured < FEWEST_NORMS:
+        times = {0: "not measured", 1: "measured once"}.get(measured, f"measured {measured} times")
+        return body + missing(
+            f"Gradient norms were {times} in this episode, so there is no chart of them; "
+            f"--optim.grad_norm_every sets how often."
+        )
     figure = plots.per_type(
         norms, pool, updates, f"Gradient norm of each type, {name}", "gradient norm (log scale)"
     )
@@ -320,34 +243,10 @@ def _losses(run: Run) -> str:
 
 
 def _credit(run: Run) -> str:
-    shown = _shown(run)
+    shown = run.shown
     if run.schedule is None or shown is None:
         return missing("No decisions were recorded.")
     return credit(run.metrics, run.schedule, *shown)
-
-
-def _search(run: Run) -> str:
-    numbers = [episode for stage, episode in _stages(run) if stage == "search"]
-    if (run.summary.get("cost") or {}).get("online"):
-        return missing("There were no episodes: the agent learned while the final student trained.")
-    if run.schedule is None or not numbers:
-        return missing("There was no search: the agent does not learn, or the run ended before.")
-    rewards = {n: run.schedule.stage("search", n)["reward"].to_numpy() for n in numbers}
-    body = show(
-        plots.reward_curve(rewards, "Rewards of the search"),
-        "rewards",
-        "Reward of each decision and mean of each search episode",
-    )
-    maps = ""
-    for n in numbers[-SEARCH_MAPS:]:
-        rows = run.schedule.stage("search", n)
-        title = f"Search episode {n + 1}"
-        figure = plots.schedule_heat_map(
-            run.schedule.actions("search", n), run.schedule.pool, rows["update"].to_numpy(), title
-        )
-        maps += show(figure, f"search{n}", f"Heat map of the schedule of {title}")
-    count = min(len(numbers), SEARCH_MAPS)
-    return f"{body}<details><summary>Schedules of {count} search episodes</summary>{maps}</details>"
 
 
 def _settings(run: Run) -> str:
@@ -359,19 +258,14 @@ def _settings(run: Run) -> str:
             [escape(str(key)), f"<code>{escape(json.dumps(value, ensure_ascii=False))}</code>"]
             for key, value in values.items()
         ]
-        return (
-            f"<details><summary>{title}</summary>{table(['name', 'value'], rows)}</details>"
-        ).replace("<table>", '<table class="facts">')
+        return folded(title, table(["name", "value"], rows, kind="facts"))
 
-    teacher = dict(run.teacher or _teacher(run))
+    teacher = dict(run.teacher or run.teacher_record)
     others = teacher.pop("others", None) or []
     body = facts("Teacher", teacher)
     body += "".join(facts(f"Teacher {i}", other) for i, other in enumerate(others, 2))
     if run.config_text:
-        body += (
-            "<details><summary>Settings (config.yaml)</summary>"
-            f"<pre>{escape(run.config_text)}</pre></details>"
-        )
+        body += folded("Settings (config.yaml)", f"<pre>{escape(run.config_text)}</pre>")
     else:
         body += missing("Settings (config.yaml): missing.")
     return body + facts("Versions", run.versions)

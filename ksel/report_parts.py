@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 
 from ksel import plots
 from ksel.costs import cost_rows
-from ksel.page import missing, number, show, table
+from ksel.page import folded, missing, note, number, show, table
 from ksel.trajectory import Schedule, time_means
-from ksel.trust import RECENT, calibration, trust_line
+from ksel.trust import RECENT, calibration, trust_history, trust_line
 
 CREDIT_SPANS = 24
 """Spans over which credit, noisier than losses, is averaged in its figure."""
@@ -55,9 +55,10 @@ def cost(summary: Mapping[str, Any]) -> str:
     body = f'<div class="tiles">{inner}</div>{note}' + (
         missing(f"No multiple: {reason}.") if reason else ""
     )
-    return body + "".join(
+    ledgers = "".join(
         _stage_cost(stage, cost) for stage, cost in (cost.get("stages") or {}).items()
     )
+    return body + (folded("Where the time went, stage by stage", ledgers) if ledgers else "")
 
 
 def _stage_cost(stage: str, cost: Mapping[str, Any]) -> str:
@@ -94,7 +95,9 @@ def credit(metrics: Lines, schedule: Schedule, stage: str, episode: int, name: s
     judged = calibration(metrics, stage)
     line = trust_line(judged)
     mark = "note" if judged["trusted"] is not False else "loud"
-    body = f'<p class="{mark}">{escape(line[0].upper() + line[1:])}.</p>'
+    body = f'<p class="{mark}">{escape(line[0].upper() + line[1:])} ({escape(name)}).</p>'
+    for change in trust_history(metrics):
+        body += note(f"Predictions, {change}.")
     windows = [
         (line["reward/window_predicted"], line["reward/window_drop"])
         for line in metrics

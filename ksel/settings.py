@@ -38,6 +38,7 @@ from ksel.methods import (
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 QUICK = "quick.yaml"
+RUN = "python -m ksel.run"
 
 
 class _Help(DefaultHelpFormatter):
@@ -66,7 +67,7 @@ class _Guarded(argparse.Action):
 
 
 @functools.cache
-def build_parser(prog: str = "python -m ksel.run") -> ArgumentParser:
+def build_parser(prog: str = RUN) -> ArgumentParser:
     """The command line of a run: every field of RunConfig, ``--config`` and ``--print_config``."""
     parser = ArgumentParser(
         prog=prog,
@@ -87,6 +88,10 @@ def build_parser(prog: str = "python -m ksel.run") -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file with settings; repeatable.")
     parser.add_argument("--debug", action=_Guarded, help="Show the traceback of an error.")
+    if prog == RUN:
+        parser.add_argument(
+            "--resume RUN", action=_Guarded, help="Go on with an interrupted run; stands alone."
+        )
     parser.add_class_arguments(RunConfig)
     for action in parser._actions:
         if action.dest in _groups():
@@ -136,6 +141,24 @@ def parse_over(saved: Path, argv: Sequence[str], prog: str) -> RunConfig:
         UsageError: an unknown or contradictory setting, or a value out of its range.
     """
     return _parse(build_parser(prog), ["--config", str(saved), *spread_lists(argv)])
+
+
+def partial_settings(argv: Sequence[str], prog: str) -> dict[str, Any]:
+    """The settings that a command line names, nested, with nothing below them.
+
+    Args:
+        argv: options of :func:`build_parser`.
+        prog: the entry point's name.
+
+    Raises:
+        UsageError: an unknown setting, or a value of the wrong type.
+    """
+    try:
+        given = build_parser(prog).parse_args(spread_lists(argv), defaults=False)
+    except Exception as error:  # jsonargparse: ArgumentError, KeyError, TypeError, ...
+        raise _explain(error) from error
+    values: dict[str, Any] = json.loads(json.dumps(given.as_dict()))  # lists for tuples, as in YAML
+    return values
 
 
 def config_from_dict(values: dict[str, Any], *, layered: bool = True) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from ksel.errors import UsageError
 from ksel.files import reserve, write_json
+from ksel.locks import holder, locked, sign
 from ksel.signal_store import Layout, Slot
 
 try:
@@ -24,6 +26,8 @@ except ImportError:  # not on Windows
 
 RECORD = np.dtype("<u8")
 FILLED = 1 << 32
+LONGEST_WAIT = 120.0
+"""Longest wait for another process that writes a block (seconds)."""
 RESIDENT_MB = 512
 """Largest part of the files that stays in this process's memory (MB)."""
 AROUND = 1 << 18
@@ -71,7 +75,7 @@ class FileStore:
         self._checked = {name: np.zeros(layout.blocks, dtype=bool) for name in slots}
         with _writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock_file = (folder / "lock").open("ab")
+            self._lock_file = _opened(folder / "lock")
             with self._lock():
                 self._claim(key)
                 self._make_files()
@@ -161,11 +165,22 @@ class FileStore:
                 "--signals.source: this system cannot lock files, which signals on disk need. "
                 "Use --signals.source memory or live."
             )
-        fcntl.flock(self._lock_file, fcntl.LOCK_EX)
+        handle = self._lock_file.fileno()
+
+        def waiting() -> None:
+            self._say(f"teacher signals: waiting for {holder(handle)}, which writes to the store")
+
+        if not locked(handle, LONGEST_WAIT, waiting):
+            raise UsageError(
+                f"--store: {holder(handle)} has been writing to the teacher signals in {self.folder} "
+                f"for {LONGEST_WAIT:g} s, where a moment is enough: it may have been stopped. Let it go "
+                f"on or end it, or use another --store, or --signals.source memory or live."
+            )
         try:
+            sign(handle)
             yield
         finally:
-            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+            fcntl.flock(handle, fcntl.LOCK_UN)
 
     def _claim(self, key: str) -> None:
         """Write whose signals these are; what belongs to others, or to nobody, is removed."""
@@ -204,6 +219,11 @@ class FileStore:
             for path in reversed(made):
                 path.unlink(missing_ok=True)
             raise
+
+
+def _opened(path: Path) -> io.FileIO:
+    """A file to lock, made if it is missing and left as it is."""
+    return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
 
 
 def _new_file(path: Path, size: int) -> None:

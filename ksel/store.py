@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.files import atomic_folder, file_sum, write_json
 from ksel.fine_tuning import training_settings
+from ksel.locks import turn
 from ksel.models import architecture, load_classifier, weights_fingerprint
 from ksel.tasks import Task
 
 FORMAT = 2
 ABOUT = "ksel.json"
+LONGEST_WAIT = 1800.0
+"""Longest wait for another process that fine-tunes the same teacher (seconds)."""
 WHOLE = "."
 """Where in its folder a teacher lies that was trained alone."""
 
@@ -86,6 +90,28 @@ def to_store(
         write_json(temporary / ABOUT, {"key": key, "sha256": sums, **record})
 
 
+@contextmanager
+def making(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, it is this process's turn to make the teachers of a folder: look again, they may be there.
+
+    A process that has waited for :data:`LONGEST_WAIT` makes them itself; whoever is the first keeps
+    its own. The lock of a process that has died is free.
+
+    Args:
+        folder: from :func:`store_place`.
+        say: called with a line for the user while another process is at it.
+    """
+    lock = folder.parent.with_name("locks") / folder.name
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--store: cannot make {lock.parent}: {error.strerror}. Choose another folder."
+        ) from error
+    with turn(lock, LONGEST_WAIT, say, f"teacher: {folder.name} is being fine-tuned"):
+        yield
+
+
 def from_store(
     folder: Path, key: str, places: Sequence[str], task: Task, say: Callable[[str], None]
 ) -> list[PreTrainedModel] | None:
@@ -102,5 +128,6 @@ def from_store(
     say(f"teacher: the stored one ({folder.name}) is damaged; it is set aside and made again")
     aside = folder.with_name(f"{folder.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+    with suppress(FileNotFoundError):  # another process has set it aside
+        folder.rename(aside)
     return None

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ksel import run
+from ksel.checkpoints import FOLDER
 from ksel.cli import guard
 from ksel.errors import UsageError
 from ksel.files import atomic_path, write_text
@@ -128,7 +129,7 @@ def _cell_text(cell: Cell, rest: list[str]) -> str:
 
 
 def _result(cell: Cell, folder: Path, rest: list[str]) -> Result:
-    """The cell's run: the finished one where there is one, else a new one."""
+    """The cell's run: the finished one, or an interrupted one that is gone on with, or a new one."""
     runs = folder / "runs"
     name, number = cell.name, 1
     while (runs / name).exists():
@@ -136,11 +137,16 @@ def _result(cell: Cell, folder: Path, rest: list[str]) -> Result:
         if summary is not None and summary.get("status") == "complete":
             print(f"finished before: {runs / name}")
             return Result(cell, summary, None)
+        if (runs / name / FOLDER).is_dir():
+            break
         number += 1
         name = f"{cell.name}-{number}"
     path = folder / "cells" / f"{cell.name}.yaml"
+    words = ["--config", str(path), *rest, "--out", str(runs), "--name", name]
+    if (runs / name / FOLDER).is_dir():
+        words = ["--resume", str(runs / name)]
     try:
-        code = run.main(["--config", str(path), *rest, "--out", str(runs), "--name", name])
+        code = run.main(words)
     except UsageError as error:
         print(f"not run: {error}")
         return Result(cell, None, str(error))

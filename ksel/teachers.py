@@ -34,7 +34,15 @@ from ksel.models import (
     on_device,
     shape_of,
 )
-from ksel.store import WHOLE, from_store, group_key, store_place, teacher_key, to_store
+from ksel.store import (
+    WHOLE,
+    from_store,
+    group_key,
+    making,
+    store_place,
+    teacher_key,
+    to_store,
+)
 from ksel.tasks import Task
 from ksel.tiny_teacher import tiny_config, tiny_model, tiny_tokenizer
 from ksel.types import Shape
@@ -184,15 +192,19 @@ def open_teacher(
     record["fine_tune"] = training_settings(settings)
     key = teacher_key(pretrained, task, tokenizer, split, settings)
     folder = store_place(store, task, key)
-    if (stored := from_store(folder, key, [WHOLE], task, say)) is not None:
+    stored = from_store(folder, key, [WHOLE], task, say)
+    if stored is None:
+        with making(folder, say):
+            stored = from_store(folder, key, [WHOLE], task, say)
+            if stored is None:
+                say(f"teacher: fine-tuning {located.label} on {task.name} ({len(split):,} rows)")
+                start = time.perf_counter()
+                model = fine_tune(pretrained, split, task, settings, device, advance)
+                record["fine_tune_seconds"] = time.perf_counter() - start
+                to_store(folder, key, {WHOLE: (model, tokenizer)}, record)
+    if stored is not None:
         (model,) = stored
         say(f"teacher: {located.label} fine-tuned on {task.name}, from the store")
-    else:
-        say(f"teacher: fine-tuning {located.label} on {task.name} ({len(split):,} rows)")
-        start = time.perf_counter()
-        model = fine_tune(pretrained, split, task, settings, device, advance)
-        record["fine_tune_seconds"] = time.perf_counter() - start
-        to_store(folder, key, {WHOLE: (model, tokenizer)}, record)
     base = None if located.is_tiny else pretrained
     return Teacher(_frozen(on_device(model, device)), base, record)
 
@@ -276,16 +288,21 @@ def _open_together(
         "together": labels,
         "fine_tune": training_settings(settings),
     }
-    models = from_store(folder, key, places, task, say)
-    if models is not None:
+    stored = from_store(folder, key, places, task, say)
+    if stored is None:
+        with making(folder, say):
+            stored = from_store(folder, key, places, task, say)
+            if stored is None:
+                rows = f"{len(splits[0]):,} rows"
+                say(f"teachers: fine-tuning {names} together on {task.name} ({rows})")
+                start = time.perf_counter()
+                models = co_fine_tune(pretrained, splits, task, settings, device, advance)
+                record["fine_tune_seconds"] = time.perf_counter() - start
+                kept = zip(models, tokenizers, strict=True)
+                to_store(folder, key, dict(zip(places, kept, strict=True)), record)
+    if stored is not None:
+        models = stored
         say(f"teachers: {names} fine-tuned together on {task.name}, from the store")
-    else:
-        say(f"teachers: fine-tuning {names} together on {task.name} ({len(splits[0]):,} rows)")
-        start = time.perf_counter()
-        models = co_fine_tune(pretrained, splits, task, settings, device, advance)
-        record["fine_tune_seconds"] = time.perf_counter() - start
-        kept = zip(models, tokenizers, strict=True)
-        to_store(folder, key, dict(zip(places, kept, strict=True)), record)
     opened = []
     for one, model, base in zip(located, models, pretrained, strict=True):
         own = {"name": one.label, "fallback": one.fallback, **record}

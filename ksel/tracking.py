@@ -58,14 +58,19 @@ class Tracker:
     Args:
         folder: the run's folder; it exists.
         pool: names of the K knowledge types.
+        purge: the step from which on TensorBoard forgets what it was told before, by stage (0 for
+            those not named); None = it is told everything for the first time.
 
     Raises:
         UsageError: ``metrics.jsonl`` cannot be opened.
     """
 
-    def __init__(self, folder: Path, pool: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, pool: Sequence[str], purge: Mapping[str, int] | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.pool = tuple(pool)
+        self._purge = purge
         self._writers: dict[str, SummaryWriter] = {}
         self._with_layout = False
         path = self.folder / METRICS_FILE
@@ -168,7 +173,8 @@ class Tracker:
             raise RuntimeError("the tracker is closed")
         if stage not in self._writers:
             folder = self.folder / TENSORBOARD_FOLDER / stage_folder(stage)
-            self._writers[stage] = SummaryWriter(str(folder))
+            purge = None if self._purge is None else self._purge.get(stage, 0)
+            self._writers[stage] = SummaryWriter(str(folder), purge_step=purge)
             if self._with_layout:
                 self._writers[stage].add_custom_scalars(_layout(self.pool))
         return self._writers[stage]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 
 from ksel.errors import UsageError
 from ksel.files import atomic_path
+
+if TYPE_CHECKING:
+    from ksel.trajectories import Trajectories
 
 FORMAT_VERSION = 1
 META_KEY = b"ksel"
@@ -151,6 +154,21 @@ class ScheduleWriter:
         """The decisions of a stage so far."""
         return [row for row in self._rows if row.stage == stage]
 
+    def get_state(self) -> dict[str, Any]:
+        """All decisions so far, exact, as column -> array or list; see :meth:`set_state`."""
+        columns: dict[str, Any] = {}
+        for name in COLUMNS:
+            values = [getattr(row, name) for row in self._rows]
+            columns[name] = np.array(values) if values and name != "stage" else values
+        return {"columns": columns, "annotated": self._annotated}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Return to what :meth:`get_state` gave."""
+        columns = [state["columns"][name] for name in COLUMNS]
+        plain = [c.tolist() if isinstance(c, np.ndarray) and c.ndim == 1 else c for c in columns]
+        self._rows = [DecisionRow(*values) for values in zip(*plain, strict=True)]
+        self._annotated = int(state["annotated"])
+
     def write(self, path: Path) -> None:
         """Write all decisions so far, whole or not at all; may be called again later.
 
@@ -286,6 +304,23 @@ def read_schedule(path: Path) -> Schedule:
         else:
             columns[name] = table[name].to_numpy()
     return Schedule(meta, tuple(meta["pool"]), pd.DataFrame(columns))
+
+
+def load(*runs: Path | str, stages: Sequence[str] = ("search", "final")) -> Trajectories:
+    """Join the decisions of runs into arrays.
+
+    Args:
+        runs: folders of runs or replays, or their ``schedule.parquet``.
+        stages: any of ``search``, ``final``, ``references``.
+
+    Raises:
+        UsageError: a schedule is missing, cut short, damaged or of another format version; the
+            runs have other pools, features or kinds of action (the differences are named); or
+            none has a decision in these stages.
+    """
+    from ksel.trajectories import join  # Here, because that module reads with this one.
+
+    return join(runs, stages)
 
 
 def _schema(types: int, features: int) -> pa.Schema:

@@ -52,30 +52,68 @@ def trust_line(calibration: Mapping[str, Any]) -> str:
     )
 
 
+def stage_words(stage: str) -> str:
+    """What a stage is called in a sentence: ``final`` is the final student."""
+    if stage == "final":
+        return "final student"
+    return stage.replace("reference:", "reference ")
+
+
+def trust_history(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """When each stage lost its trust in predictions and found it again, in lines.
+
+    Args:
+        lines: of ``metrics.jsonl``; ``step`` counts the updates of a stage.
+    """
+    changes: dict[str, list[tuple[bool, int]]] = {}
+    for line in lines:
+        trusted = line.get("reward/trusted")
+        if trusted is None:
+            continue
+        found = changes.setdefault(str(line["stage"]), [(True, 0)])
+        if bool(trusted) != found[-1][0]:
+            found.append((bool(trusted), int(line["step"])))
+    told = []
+    for stage, found in changes.items():
+        parts = [
+            f"{'trusted again' if good else 'not trusted'} from update {at} on"
+            for good, at in found[1:]
+        ]
+        if parts:
+            told.append(f"{stage_words(stage)}: {', '.join(parts)}")
+    return told
+
+
 @dataclass
 class TrustWatch:
-    """Notices when a run loses trust in its credit for the first time, and when it comes back."""
+    """Notices when a stage loses trust in its credit for the first time, and when it comes back."""
 
     lost: bool = False
     back: bool = False
+    stage: str = ""
 
-    def __call__(self, info: Mapping[str, Any]) -> str | None:
+    def __call__(self, info: Mapping[str, Any], stage: str) -> str | None:
         """A line for the user, or None.
 
         Args:
             info: the environment's, of one decision.
+            stage: what the decision belongs to: ``search``, ``final``.
         """
+        if stage != self.stage:
+            self.lost, self.back, self.stage = False, False, stage
         if "trusted" not in info:
             return None
+        where = stage_words(stage)
         if not info["trusted"] and not self.lost:
             self.lost = True
             return (
-                f"credit: NOT trusted from update {info['update']} on: true drops do not go with "
+                f"credit, {where}: NOT trusted from update {info['update']} on: true drops do not go with "
                 f"predicted ones ({_figures(info)})"
             )
         if info["trusted"] and self.lost and not self.back:
             self.back = True
-            return f"credit: trusted again from update {info['update']} on ({_figures(info)})"
+            figures = _figures(info)
+            return f"credit, {where}: trusted again from update {info['update']} on ({figures})"
         return None
 
 

@@ -73,7 +73,9 @@ def check(outcome: Outcome, stage: str, decisions: dict[str, int], *more: str) -
     assert last.startswith(f"stopped during {stage}{after}; {outcome.folder} holds what there was:")
     assert "Traceback" not in outcome.err + outcome.out
     named = set(last.partition("was: ")[2].split(", "))
+    assert outcome.out.splitlines()[-2].endswith(f"python -m ksel.run --resume {outcome.folder}")
     basis = {"config.yaml", "versions.json", "summary.json", "report.html"}
+    basis |= set() if stage in ("setup", "teacher") else {"checkpoint"}
     assert outcome.names() == named == basis | set(more)
     assert leftovers(outcome.folder) == []
     summary = outcome.summary
@@ -113,7 +115,7 @@ def test_while_setting_up(
 
 
 def test_while_measuring_the_teacher(stop: Callable[..., Outcome]):
-    check(stop((sys.modules["ksel.run"], "evaluate_dev", 1)), "teacher", {}, "metrics.jsonl")
+    check(stop((sys.modules["ksel.job_stages"], "evaluate_dev", 1)), "teacher", {}, "metrics.jsonl")
 
 
 @pytest.mark.parametrize("source", ["memory", "disk"])
@@ -171,15 +173,15 @@ def test_before_the_final_student_has_begun(
     stop: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ):
     """The student left behind is the final one at its start, not what the search ended with."""
-    search = sys.modules["ksel.run"].search
+    search = sys.modules["ksel.job_stages"].search
 
     def ends_within_an_episode(agent: Any, env: Any, *args: Any, **kwargs: Any) -> Any:
         found = search(agent, env, *args, **kwargs)
         env.inner.distiller.update(np.ones(5))
         return found
 
-    monkeypatch.setattr("ksel.run.search", ends_within_an_episode)
-    outcome = stop((sys.modules["ksel.run"], "play", 1))
+    monkeypatch.setattr("ksel.job_stages.search", ends_within_an_episode)
+    outcome = stop((sys.modules["ksel.job_stages"], "play", 1))
     check(outcome, "final", {"search": 6}, *SEARCHED, "student", "schedule.parquet")
     assert weights_fingerprint(check_student(outcome, 0)) == outcome.start
 
@@ -194,7 +196,7 @@ def test_in_a_phase_of_the_final_student(stop: Callable[..., Outcome]):
 @pytest.mark.parametrize(("call", "measured"), [(2, 3), (4, 6)])
 def test_while_evaluating_the_final_student(stop: Callable[..., Outcome], call: int, measured: int):
     """Calls of evaluate_dev: teacher; after updates 3 and 6; at the end."""
-    outcome = stop((sys.modules["ksel.run"], "evaluate_dev", call), agent="static")
+    outcome = stop((sys.modules["ksel.job_stages"], "evaluate_dev", call), agent="static")
     check(outcome, "final", {"final": measured}, *SEARCHED, "student", "schedule.parquet")
     check_student(outcome, measured)
     assert outcome.summary["students"] == []
@@ -275,7 +277,7 @@ def test_ctrl_c_again_while_writing_leaves_no_half_written_file(
     assert outcome.code == 130
     assert outcome.err.splitlines()[-1] == "ksel: stopped by Ctrl-C"
     assert leftovers(tmp_path) == []
-    assert outcome.names() == {"config.yaml", "versions.json", *MEASURED}
+    assert outcome.names() == {"config.yaml", "versions.json", "checkpoint", *MEASURED}
 
 
 def press() -> None:

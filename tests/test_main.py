@@ -20,7 +20,8 @@ def test_commands_are_listed(words: list[str], capsys: pytest.CaptureFixture[str
 
 
 def test_every_command_has_a_main() -> None:
-    assert list(entry.COMMANDS) == ["run", "replay", "predict", "sweep", "report"]
+    commands = ["run", "replay", "predict", "compare", "sweep", "report", "offline", "export"]
+    assert list(entry.COMMANDS) == commands
     for name in entry.COMMANDS:
         assert callable(import_module(f"ksel.{name}").main)
 

@@ -21,12 +21,17 @@ from tiny_run import make_run
 from agents.table import AGENTS
 from envs.recording import Recorder
 from ksel import replay
+from ksel.cells import safe
 from ksel.cli import guard
+from ksel.compare_results import load_results
 from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.files import write_json
+from ksel.ledger import Ledger
+from ksel.replay_request import NO_EFFECT, flat, parse
 from ksel.replays import Replay, notes, statistics, stretched
 from ksel.trajectory import DecisionRow, read_schedule
+from ksel.transfers import Setting, Student, Transfer, pair, split_values
 from ksel.validation import (
     decision_difference,
     judge_twice,
@@ -453,9 +458,9 @@ def test_mistakes_end_with_one_message(
 
 def test_the_settings_of_no_agent_have_an_effect_on_a_replay() -> None:
     groups = {group for info in AGENTS.values() for group in info.settings}
-    assert groups <= set(replay.NO_EFFECT)
-    assert set(replay.NO_EFFECT) <= {
-        *replay._flat(RunConfig()),
+    assert groups <= set(NO_EFFECT)
+    assert set(NO_EFFECT) <= {
+        *flat(RunConfig()),
         *(f.name for f in fields(RunConfig)),
     }
 
@@ -479,10 +484,10 @@ def test_rewards_that_the_agent_was_not_taught_by_are_refused(
     path.write_text(yaml.safe_dump(settings))
     words = [str(random), "--mode", "schedule", f"--env.{option}", "0.1"]
     if taken:
-        assert getattr(replay.parse(words).config.env, option) == 0.1
+        assert getattr(parse(words).config.env, option) == 0.1
         return
     with pytest.raises(UsageError, match=rf"--env\.{option} is not used with --agent {agent}"):
-        replay.parse(words)
+        parse(words)
 
 
 def test_what_is_not_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -689,3 +694,134 @@ def test_other_stages_do_not_take_the_logged_masks(
 def test_a_run_that_only_observes_is_validated(maker: Maker) -> None:
     run = maker(agent="dynamic", knowledge={"pool": ["label", "response", "hidden/skip"]})
     assert call(run) == 0
+
+
+# --------------------------------------------------------------------------- several settings
+
+
+def test_a_policy_is_played_across_students_and_tasks_beside_all(
+    a2c: Path, tiny_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.write_teacher(tmp_path / "other", task="mrpc", seed=3)
+    words = ["--across", "student.layers=2,3", "--seeds", 2]
+    words += ["--across", f"task+teacher=rte+{tiny_teacher},mrpc+{other}"]
+    assert call(a2c, "--mode", "policy", *words) == 0
+    (folder,) = (a2c / "replays").iterdir()
+    results = load_results(folder)
+    teachers = {"rte": tiny_teacher.name, "mrpc": "other"}
+    labels = [
+        f"{task}, student.layers {n}, teacher {teachers[task]}"
+        for n in (2, 3)
+        for task in ("rte", "mrpc")
+    ]
+    assert results.tasks == labels
+    assert results.methods == ["a2c-policy", "all"]
+    assert len(results.usable) == 4 * 2 * 2
+    assert results.cells["teacher_score"].notna().all()
+    assert (results.cells["cost"][results.cells["method"] == "all"] == 1).all()
+    found = json.loads((folder / "replay.json").read_text(encoding="utf-8"))
+    assert [one["label"] for one in found["settings"]] == labels
+    changed = {"task": "mrpc", "student.layers": 3, "teacher": str(other)}
+    assert found["settings"][3]["changed"] == changed
+    kept = {path.name: path for path in (folder / "schedules").iterdir()}
+    assert set(kept) == {f"{safe(label)}.parquet" for label in labels}
+    schedule = read_schedule(kept[f"{safe(labels[0])}.parquet"])
+    logged = read_schedule(a2c / "schedule.parquet").actions("final")
+    np.testing.assert_array_equal(schedule.actions("final", 0), logged)
+    out = capsys.readouterr().out
+    assert "Over 4 tasks" in out
+    assert "too few seeds" in out
+    assert (folder / "compare.html").is_file()
+    assert "difference to all" in (folder / "table.md").read_text(encoding="utf-8")
+
+
+def test_beside_it_stands_the_runs_own_reference(maker: Maker) -> None:
+    run = maker(references=["all"])
+    assert call(run, "--mode", "schedule", "--across", "student.layers=2") == 0
+    (folder,) = (run / "replays").iterdir()
+    cells = load_results(folder).cells.set_index("method")
+    students = json.loads((run / "summary.json").read_text(encoding="utf-8"))["students"]
+    scores = {one["name"]: one["metrics"]["accuracy"] for one in students}
+    assert cells.loc["all", "score"] == scores["all"]
+    assert cells.loc["random_hard-schedule", "score"] == scores["selected"]
+    assert cells.loc["all", "student_forwards"] > 0
+
+
+def test_a_setting_that_does_not_fit_is_listed_and_the_others_are_played(
+    a2c: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pools = "knowledge.pool=[label,fsp],[label, response, cls_hidden/skip, hidden/skip, value_relation/last_1]"
+    assert call(a2c, "--mode", "policy", "--across", pools) == 1
+    (folder,) = (a2c / "replays").iterdir()
+    results = load_results(folder)
+    assert results.cells["status"].tolist() == ["failed"] * 2 + ["complete"] * 2
+    assert "the run has fsp/skip, the policy does not" in results.failed["error"].iloc[0]
+    assert "no score: rte, knowledge.pool [label,fsp]" in capsys.readouterr().out
+    assert call(a2c, "--mode", "policy", "--across", "knowledge.pool=[label,fsp]") == 2
+    assert "--across: nothing could be played" in capsys.readouterr().err
+    assert len(list((a2c / "replays").iterdir())) == 1
+
+
+def test_ctrl_c_keeps_the_pairs_that_were_played(
+    a2c: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play, plays = replay._play, []
+
+    def third(*arguments: object) -> object:
+        plays.append(1)
+        if len(plays) == 4:
+            raise KeyboardInterrupt
+        return play(*arguments)
+
+    monkeypatch.setattr(replay, "_play", third)
+    assert call(a2c, "--mode", "policy", "--across", "student.layers=2,3,4") == 130
+    (folder,) = (a2c / "replays").iterdir()
+    assert len(load_results(folder).cells) == 2
+    assert json.loads((folder / "replay.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--across", "student.layers"], "write SETTING=VALUE,VALUE"),
+        (["--across", "student.layers=2,,3"], "write SETTING=VALUE,VALUE"),
+        (["--across", "task+teacher=rte"], "task+teacher=rte+DIR,mrpc+DIR"),
+        (["--across", "student.layers=2,2"], "a value stands there twice"),
+        (["--across", "student.layer=2"], "Did you mean --student.layers?"),
+        (["--across", "student.layers=2,x"], "--student.layers"),
+        (["--across", "seed=1,2"], "Use --seeds N"),
+        (["--across", "agent=a2c,static"], "--agent has no effect on a replay"),
+        (["--across", "student.layers=2", "--student.layers", "3"], "it is given twice"),
+        (["--across", "task=rte", "--across", "task=mrpc"], "it is given twice"),
+    ],
+)
+def test_settings_that_cannot_be_crossed_are_refused_before_any_work(
+    random_run: Path,
+    words: list[str],
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(replay, "prepare", lambda *_: pytest.fail("work was begun"))
+    assert call(random_run, "--mode", "schedule", *words) == 2
+    assert part in capsys.readouterr().err
+    assert call(random_run, *words) == 2
+    assert "--across: --mode validate repeats the run as it was" in capsys.readouterr().err
+    assert not (random_run / "replays").exists()
+
+
+def test_values_are_divided_outside_of_brackets() -> None:
+    assert split_values("2, 3") == ["2", "3"]
+    assert split_values("[a,b],{c: [1,2]}") == ["[a,b]", "{c: [1,2]}"]
+    assert split_values("'x,y',z") == ["'x,y'", "z"]
+
+
+def test_the_seconds_of_kept_signals_count_for_both() -> None:
+    setting = Setting({"task": "rte"}, RunConfig(task="rte"), {})
+    transfer = Transfer("a2c-policy", teachers={"rte": 0.9})
+    first = Student({"accuracy": 0.8}, 4, 10.0, None, Ledger({"teacher": 3.0}, {"teacher": 50}))
+    plain = Student({"accuracy": 0.7}, 4, 5.0, None, Ledger({"teacher": 1.0}, {"teacher": 0}))
+    replayed, unit = pair(transfer, setting, 0, first, plain, {})
+    assert (replayed["cost"], unit["cost"]) == (10 / 7, 1.0)
+    assert unit["seconds_total"] == 7.0
+    assert (replayed["teacher_forwards"], replayed["teacher_score"]) == (50, 0.9)

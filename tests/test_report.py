@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from sample_run import POOL, STUDENTS, make_run, summary
 
-from ksel import plots
+from ksel import plots, report_page
 from ksel.cli import guard
 from ksel.errors import UsageError
 from ksel.files import write_json
 from ksel.report import main
+from ksel.report_learned import Learned
 from ksel.report_page import load_run, page, write_report
+from ksel.responses import Response, partial_dependence
 from ksel.trajectory import read_schedule
 
 
@@ -32,7 +34,7 @@ class Balanced(HTMLParser):
 
     def handle_starttag(self, tag, attrs) -> None:
         self.ids += [value for name, value in attrs if name == "id"]
-        if tag != "meta":
+        if tag not in ("meta", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs) -> None:
@@ -60,8 +62,14 @@ def parse(path: Path) -> Balanced:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = make_run(tmp_path_factory.mktemp("runs") / "qnli-a2c-s0")
-    write_report(run)
+    write_report(run, Learned(flat_response()))
     return run
+
+
+def flat_response() -> Response:
+    """The response of a policy that does the same whatever it sees."""
+    seen = np.random.default_rng(0).uniform(-1, 1, (20, 2))
+    return partial_dependence(lambda rows: np.full((len(rows), len(POOL)), 0.5), seen, ("a", "b"))
 
 
 def test_a_whole_run_is_on_the_page(whole: Path) -> None:
@@ -121,7 +129,7 @@ def test_ids_are_unique_and_links_inside_the_page_hold(whole: Path) -> None:
 
 def test_the_report_is_the_same_each_time(whole: Path) -> None:
     first = (whole / "report.html").read_bytes()
-    write_report(whole)
+    write_report(whole, Learned(flat_response()))
     assert (whole / "report.html").read_bytes() == first
 
 
@@ -203,11 +211,15 @@ def test_every_metric_has_its_column_and_unknown_numbers_a_dash(tmp_path: Path) 
     assert f"<th>selected</th>{''.join(f'<td>{cell}</td>' for cell in cells)}" in page
 
 
-def test_the_command_writes_each_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = [make_run(tmp_path / name, final=False) for name in ("a", "b")]
-    assert guard(main, [str(run) for run in runs]) == 0
-    assert capsys.readouterr().out.split() == [str(run / "report.html") for run in runs]
-    assert all((run / "report.html").stat().st_size > 10_000 for run in runs)
+def test_the_command_writes_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "a", final=False)
+    assert guard(main, [str(run)]) == 0
+    assert capsys.readouterr().out.split() == [str(run / "report.html")]
+    assert (run / "report.html").stat().st_size > 10_000
+    elsewhere = tmp_path / "new" / "page.html"
+    assert guard(main, [str(run), "--out", str(elsewhere)]) == 0
+    assert capsys.readouterr().out.split() == [str(elsewhere)]
+    assert elsewhere.read_bytes() == (run / "report.html").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -310,9 +322,45 @@ def test_soft_schedules_and_unmeasured_norms(tmp_path: Path) -> None:
     frame["action"] = list(np.full((len(frame), len(POOL)), 0.25, np.float32))
     loaded.schedule.frame = frame
     html = page(loaded)
-    assert "Gradient norms were not measured" in html
+    assert "Gradient norms were not measured in this episode" in html
     assert "mean weight" in html
     assert ">25%<" in html
+
+
+@pytest.mark.parametrize(("every", "says"), [(375, "measured once"), (200, "measured 2 times")])
+def test_gradient_norms_of_a_short_run_are_not_drawn(tmp_path: Path, every: int, says: str) -> None:
+    loaded = load_run(make_run(tmp_path / "run"))
+    assert loaded.schedule is not None
+    frame = loaded.schedule.frame
+    never = np.full(len(POOL), np.nan, np.float32)
+    frame["grad_norm"] = [
+        np.ones(len(POOL), np.float32) if d % every == 0 else never for d in frame["decision"]
+    ]
+    html = report_page._losses(loaded)
+    assert f"Gradient norms were {says} in this episode" in html
+    assert "Gradient norm of each type" not in html
+
+
+def test_the_schedule_comes_before_the_cost_which_is_folded(whole: Path) -> None:
+    html = (whole / "report.html").read_text(encoding="utf-8")
+    heads = re.findall(r"<h2>([^<]*)</h2>", html)
+    assert heads.index("Selection schedule") == 1
+    assert heads.index("What the policy learned") == 2
+    assert heads.index("Cost of the search") > heads.index("Search")
+    folded = html[html.index("Where the time went, stage by stage") :]
+    assert folded.index("Where the time went: search") < folded.index("</details>")
+
+
+def test_bars_of_shares_have_columns_of_equal_width(whole: Path) -> None:
+    html = (whole / "report.html").read_text(encoding="utf-8")
+    start = html.index("What each knowledge type got")
+    table = html[start : html.index("</table>", start)]
+    assert '<table class="even">' in table
+    assert table.count('class="bar"') == len(POOL) * len(STUDENTS)
+    heads = re.findall(r"<th>([^<]*)</th>", table[: table.index("</thead>")])
+    assert heads == ["knowledge type", *STUDENTS]
+    label = table[table.index("<th>label</th>") : table.index("</tr>", table.index("label</th>"))]
+    assert re.findall(r"--w:([\d.]+)%", label) == ["15.0", "15.0", "100.0"]
 
 
 def test_a_pool_larger_than_the_palette_stays_distinct() -> None:

@@ -21,7 +21,7 @@ from ksel.report_page import write_report
 from ksel.setup import Setup
 from ksel.summary import print_summary, summarize
 from ksel.tracking import METRICS_FILE, Tracker, read_metrics
-from ksel.trust import FEWEST, RECENT, TrustWatch, calibration, trust_line
+from ksel.trust import FEWEST, RECENT, TrustWatch, calibration, trust_history, trust_line
 
 GOOD = {"correlation": 0.61, "slope": 0.8, "sign_agreement": 0.75, "trusted": 1.0}
 BAD = {**GOOD, "correlation": -0.05, "trusted": 0.0}
@@ -143,13 +143,33 @@ def test_branches_that_were_not_taken_are_counted(tiny_setup: Callable[..., Setu
 def test_a_loss_of_trust_is_said_once_and_so_is_its_return() -> None:
     watch = TrustWatch()
     infos = [{}, GOOD, BAD, BAD, GOOD, GOOD, BAD, GOOD]
-    said = [watch({"update": 10 * n, **info}) for n, info in enumerate(infos)]
+    said = [watch({"update": 10 * n, **info}, "search") for n, info in enumerate(infos)]
     assert [n for n, line in enumerate(said) if line] == [2, 4]
     assert said[2] == (
-        "credit: NOT trusted from update 20 on: true drops do not go with predicted ones "
+        "credit, search: NOT trusted from update 20 on: true drops do not go with predicted ones "
         "(correlation -0.05, slope 0.8, same sign in 75 %)"
     )
-    assert str(said[4]).startswith("credit: trusted again from update 40 on (correlation 0.61")
+    assert str(said[4]).startswith("credit, search: trusted again from update 40 on (correlation 0")
+    # another stage is another story
+    again = watch({"update": 30, **BAD}, "final")
+    assert str(again).startswith("credit, final student: NOT trusted from update 30 on")
+
+
+def test_the_page_names_the_stage_whose_trust_was_lost(tmp_path: Path) -> None:
+    trusted = [1.0, 0.0, 0.0, 1.0, 0.0]
+    told = [
+        {"stage": stage, "step": 10 * n, "reward/trusted": value}
+        for stage, values in (("search", trusted), ("final", [1.0, 1.0]), ("reference:all", [0.0]))
+        for n, value in enumerate(values, 1)
+    ]
+    assert trust_history([{"stage": "final", "step": 3}, *told]) == [
+        "search: not trusted from update 20 on, trusted again from update 40 on, "
+        "not trusted from update 50 on",
+        "reference all: not trusted from update 10 on",
+    ]
+    run = amortized_run(tmp_path / "run", 12, **BAD)
+    page = write_report(run).read_text("utf-8")
+    assert "Predictions, final student: not trusted from update 80 on." in page
 
 
 # --------------------------------------------------------------------------- the page
@@ -179,7 +199,7 @@ def test_the_page_shows_drops_and_credit(tmp_path: Path, monkeypatch: pytest.Mon
     page = write_report(amortized_run(tmp_path / "run", 12, **BAD)).read_text("utf-8")
     assert "<h2>Credit</h2>" in page
     assert '<p class="loud">Credit: over 12 windows true drops do not go with' in page
-    assert "NOT trusted.</p>" in page
+    assert "NOT trusted (final student).</p>" in page
     assert drawn == [(list(range(12)), [n % 5 for n in range(12)])]
     assert "Measured against predicted drops" in page
     assert "No credit was known" in page  # the sample's schedule has none
@@ -187,7 +207,7 @@ def test_the_page_shows_drops_and_credit(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_page_with_few_windows_and_one_without_predictions(tmp_path: Path) -> None:
     page = write_report(amortized_run(tmp_path / "few", 3)).read_text("utf-8")
-    assert '<p class="note">Credit: too few windows (3 of 8) to judge.</p>' in page
+    assert '<p class="note">Credit: too few windows (3 of 8) to judge (final student).</p>' in page
     plain = write_report(make_run(tmp_path / "measured")).read_text("utf-8")
     assert "<h2>Credit</h2>" not in plain
 

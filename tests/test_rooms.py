@@ -9,7 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRY_POINTS = {"run", "replay", "predict", "report", "sweep", "__main__"}
+ENTRY_POINTS = {
+    "run",
+    "replay",
+    "replay_request",
+    "predict",
+    "report",
+    "sweep",
+    "compare",
+    "compare_worker",
+    "job_stages",
+    "offline",
+    "export",
+    "__main__",
+}
 FILES = sorted(p for room in ("ksel", "envs", "agents") for p in (ROOT / room).rglob("*.py"))
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -26,7 +26,7 @@ from ksel.config import CustomTaskConfig, RowsConfig
 from ksel.data import tokenize
 from ksel.evaluation import predict_logits, score
 from ksel.models import weights_fingerprint
-from ksel.run import evaluation_marks
+from ksel.job_stages import evaluation_marks
 from ksel.settings import config_from_file
 from ksel.setup import Setup
 from ksel.sources import custom_task, read_rows

@@ -203,8 +203,13 @@ CHANGED: dict[str, Any] = {
     "bandit.ridge": 2.0,
     "dynamic.label": 0.5,
     "static.mask": ["label"],
+    "best_static.candidates": 9,
+    "best_static.eta": 2,
+    "best_static.least": 3,
     "random.probability": 0.25,
     "annealed.start": 0.5,
+    "checkpoint.every": 10,
+    "checkpoint.share": 0.5,
 }
 """A valid value other than the default for each setting, but for those in SAME."""
 # of no use beside teachers, and putting credit.clip_every out of use; tested on their own

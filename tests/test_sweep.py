@@ -162,6 +162,23 @@ def test_an_interrupted_cell_is_made_anew_and_the_old_folder_is_kept(
     assert broken.is_dir()
 
 
+def test_an_interrupted_cell_with_a_checkpoint_is_gone_on_with(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    broken = out / "runs" / "hidden-full-s0"
+    (broken / "checkpoint").mkdir(parents=True)
+    called = []
+
+    def stop(argv: list[str]) -> int:
+        called.append(argv)
+        return 130
+
+    monkeypatch.setattr(run, "main", stop)
+    assert guard(sweep.main, [str(file), "--out", str(out)]) == 130
+    assert called == [["--resume", str(broken)]]
+
+
 def test_settings_that_the_sweep_sets_itself_are_refused(file: Path, tmp_path: Path) -> None:
     config = tmp_path / "more.yaml"
     config.write_text("{seed: 3}")
