@@ -147,11 +147,9 @@ def write_checkpoint(folder: Path, state: State, known: Records) -> Path:
             _to_disk(temporary)
         _to_disk(folder)
     except UsageError as error:
-        kept = (
-            f"the checkpoint before it ({before[-1].name}) is whole" if before else "none is there"
-        )
+        kept = f"The one before it ({before[-1].name}) is whole" if before else "None is before it"
         raise UsageError(
-            f"checkpoint: {error} Of checkpoints {kept}; once there is room, "
+            f"checkpoint: {error} {kept}; once there is room, "
             f"`python -m ksel.run --resume {folder.parent}` goes on."
         ) from error
     for old in before:

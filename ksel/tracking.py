@@ -58,8 +58,8 @@ class Tracker:
     Args:
         folder: the run's folder; it exists.
         pool: names of the K knowledge types.
-        purge: the step from which on TensorBoard forgets what it was told before, by stage (0 for
-            those not named); None = it is told everything for the first time.
+        purge: stage -> step from which on TensorBoard forgets what it was told (missing = 0);
+            None = there is nothing to forget.
 
     Raises:
         UsageError: ``metrics.jsonl`` cannot be opened.
@@ -173,8 +173,8 @@ class Tracker:
             raise RuntimeError("the tracker is closed")
         if stage not in self._writers:
             folder = self.folder / TENSORBOARD_FOLDER / stage_folder(stage)
-            purge = None if self._purge is None else self._purge.get(stage, 0)
-            self._writers[stage] = SummaryWriter(str(folder), purge_step=purge)
+            step = None if self._purge is None else self._purge.get(stage, 0)
+            self._writers[stage] = SummaryWriter(str(folder), purge_step=step)
             if self._with_layout:
                 self._writers[stage].add_custom_scalars(_layout(self.pool))
         return self._writers[stage]

@@ -127,4 +127,6 @@ def judge(logged: Trajectories, target: np.ndarray) -> Judged:
 
 def seen(logged: Trajectories, target: np.ndarray) -> Log:
     """The decisions as the estimators take them."""
-    return see(logged, judge(logged, target), Payment(0.0, False, frozenset(), False, "none", np.inf))
+    return see(
+        logged, judge(logged, target), Payment(0.0, False, frozenset(), False, "none", np.inf)
+    )

@@ -25,8 +25,8 @@ from ksel.artifacts import model_card
 from ksel.config import CustomTaskConfig, RowsConfig
 from ksel.data import tokenize
 from ksel.evaluation import predict_logits, score
-from ksel.models import weights_fingerprint
 from ksel.job_stages import evaluation_marks
+from ksel.models import weights_fingerprint
 from ksel.settings import config_from_file
 from ksel.setup import Setup
 from ksel.sources import custom_task, read_rows
