@@ -41,6 +41,7 @@ from agents.all_action_branches import (
 )
 from agents.all_action_files import read_training, write_training
 from agents.all_action_gradient import advantages, entropies, keep_alive, policy_gradient
+from agents.evidence import Evidence, pull
 from agents.factorised import (
     FactorisedNetwork,
     FactorisedPolicy,
@@ -137,6 +138,9 @@ class AllAction(BaseAlgorithm):
         )
         self.rng = np.random.default_rng([seed, 1])
         self.rollout, self.tally = Rollout.empty(), Tally()
+        self.evidence = Evidence(
+            len(self.pool), self.settings.block, self.settings.memory, self.settings.doubt
+        )
         if self.env is not None:
             self.env.seed(seed)
 
@@ -252,6 +256,7 @@ class AllAction(BaseAlgorithm):
             self.kind,
             settings.concentration,
         )
+        gradient = self.evidence.weigh(gradient.view(action.shape)).view(gradient.shape)
         targets = flat(expected + np.stack([now, after], axis=-1))
         self._climb(logits, gradient, ((values - targets) ** 2).sum(-1).mean())
         returns = targets.sum(-1).numpy()
@@ -261,6 +266,7 @@ class AllAction(BaseAlgorithm):
 
     def _climb(self, logits: Tensor, gradient: Tensor, value_loss: Tensor | None) -> None:
         settings = self.settings
+        gradient = pull(logits.detach(), gradient, settings.start, settings.anchor)
         gradient = keep_alive(logits.detach(), gradient, settings.entropy)
         policy_loss = -(logits * gradient).sum(-1).mean()
         loss = policy_loss if value_loss is None else policy_loss + value_loss
@@ -355,6 +361,7 @@ class AllAction(BaseAlgorithm):
             "num_timesteps": self.num_timesteps,
             "n_updates": self._n_updates,
             "generators": [rng.bit_generator.state for rng in (self.rng, self.policy.rng)],
+            "evidence": self.evidence.get_state(),
         }
 
     @classmethod
@@ -385,6 +392,7 @@ class AllAction(BaseAlgorithm):
         model.num_timesteps, model._n_updates = progress["num_timesteps"], progress["n_updates"]
         for rng, state in zip((model.rng, model.policy.rng), progress["generators"], strict=True):
             rng.bit_generator.state = state
+        model.evidence.set_state(progress["evidence"])
         return model
 
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.all_action import AllAction
+from agents.evidence import FEWEST
 from agents.factorised import NAME, FactorisedPolicy
 from agents.keeping import algorithm_state, offer
 from agents.policy import Keep, OnStep
@@ -179,6 +180,7 @@ def draws_of(model: AllAction) -> State:
     return {
         "generators": [rng.bit_generator.state for rng in (model.rng, model.policy.rng)],
         "tally": {"total": tally.total, "length": tally.length},
+        "evidence": model.evidence.get_state(),
     }
 
 
@@ -186,6 +188,7 @@ def restore_draws(model: AllAction, state: State) -> None:
     """Return to what :func:`draws_of` gave."""
     for rng, kept in zip((model.rng, model.policy.rng), state["generators"], strict=True):
         rng.bit_generator.state = kept
+    model.evidence.set_state(state["evidence"])
     model.tally.total, model.tally.length = state["tally"]["total"], state["tally"]["length"]
 
 
@@ -212,6 +215,10 @@ def check_all_action(settings: AllActionConfig, soft: bool) -> None:
         raise UsageError(
             f"--all_action.start is {settings.start}; give a number between 0 and 1, such as 0.85."
         )
+    refuse_below("--all_action.block", settings.block, 0)
+    refuse_below("--all_action.memory", settings.memory, FEWEST)
+    for name in ("doubt", "anchor"):
+        refuse_below(f"--all_action.{name}", getattr(settings, name), 0)
     refuse_bad_widths("--all_action.net_arch", settings.net_arch)
     _refuse_unused(settings, soft)
 

@@ -24,6 +24,7 @@ FIELDS = {
     "num_timesteps": int,
     "n_updates": int,
     "generators": list,
+    "evidence": dict,
 }
 
 

@@ -38,8 +38,18 @@ class AllActionConfig:
     """Soft actions: weights drawn from Beta distributions, or a sigmoid without noise."""
     concentration: float = 10.0
     """Soft actions, beta: the larger, the closer are the weights drawn to their means."""
-    start: float = 0.85
+    start: float = 0.97
     """Probability that a type is on (soft: its mean weight) before anything is learned."""
+    anchor: float = 0.05
+    """Pull back to the start: a lasting credit d (in units of the reward) moves a bit's logit by
+    d / anchor; 0 = none."""
+    block: int = 10
+    """Decisions whose credits are averaged before they are compared with others; 0 = each credit
+    counts as it comes, noise and all."""
+    memory: int = 12
+    """Blocks that are remembered."""
+    doubt: float = 3.0
+    """A type's credit counts as far as its mean over the blocks exceeds this many standard errors."""
     net_arch: list[int] = field(default_factory=lambda: [64])
     """Hidden widths of actor and critic."""
 

@@ -38,7 +38,7 @@ def matrix(values: Sequence[np.ndarray], measure: str) -> np.ndarray:
         values: [D, K] of each run, on one clock.
         measure: ``agreement``: 1 - mean distance at the same decision (bits: the share that is equal);
             ``chance``: the same if each run's decisions stood in random order; ``correlation``:
-            Pearson's, over all decisions and types; nan where one side never changes.
+            Pearson's, over all decisions and types; nan where all of one side is one number.
     """
     measures = {"agreement": agreement, "chance": chance, "correlation": correlation}
     return np.array([[measures[measure](a, b) for b in values] for a in values])
@@ -57,7 +57,7 @@ def chance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation over all entries; nan where one side never changes."""
+    """Pearson's correlation over all entries; nan where all of one side is one number."""
     x, y = a.ravel() - a.mean(), b.ravel() - b.mean()
     size = float(np.sqrt((x @ x) * (y @ y)))
     return float(x @ y) / size if size > 1e-12 else float("nan")

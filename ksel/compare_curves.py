@@ -155,7 +155,8 @@ def when_reached(
         update, share = first_at(curve, target, higher=higher)
         search = float(str(cell.seconds_search))
         search = search if np.isfinite(search) else 0.0
-        found.append((update, share, search + share * float(str(cell.seconds_final))))
+        done = share / float(curve.shares[-1])  # of a student that ended early, all that it had
+        found.append((update, share, search + done * float(str(cell.seconds_final))))
     if not found:
         return None
     updates, shares, seconds = (np.array(column) for column in zip(*found, strict=True))

@@ -65,13 +65,21 @@ def difference(one: Versus | None) -> str:
     """A difference and its interval."""
     if one is None:
         return NONE
-    return with_interval(one.difference, one.interval, "+.3f", doubt(one))
+    return with_interval(one.difference, one.interval, "+.3f", doubt(one.interval, one.by_t))
 
 
-def doubt(one: Versus) -> str:
+def area_difference(one: Versus | None) -> str:
+    """A difference of areas under the curve and its interval."""
+    if one is None:
+        return NONE
+    mark = doubt(one.area_interval, one.area_by_t)
+    return with_interval(one.area, one.area_interval, "+.3f", mark)
+
+
+def doubt(bootstrap: Interval, by_t: Interval) -> str:
     """The mark of a finding that Student's t does not share."""
-    sure = one.interval.above_zero or one.interval.below_zero
-    return ONLY_BOOTSTRAP if sure and not (one.by_t.above_zero or one.by_t.below_zero) else ""
+    sure = bootstrap.above_zero or bootstrap.below_zero
+    return ONLY_BOOTSTRAP if sure and not (by_t.above_zero or by_t.below_zero) else ""
 
 
 def _reached(found: Reached | None, table: Table) -> tuple[str, ...]:
@@ -159,11 +167,7 @@ def _speed(table: Table, references: Sequence[str]) -> Grid:
     rows = []
     for row in table.rows:
         cells = [row.method, value(row.area)]
-        for name in main:
-            one = row.against(name)
-            cells.append(
-                NONE if one is None else with_interval(one.area, one.area_interval, "+.3f")
-            )
+        cells += [area_difference(row.against(name)) for name in main]
         cells += [value(score) for score in row.at]
         for found in row.reached:
             cells += _reached(found, table)

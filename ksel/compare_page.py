@@ -28,7 +28,8 @@ READING = (
         "Seeds are the units",
         "Two students of one seed start from the same weights and see the same batches, so their "
         "difference says more than two separate scores. All differences here are within seeds, and "
-        "above zero means better, whatever the metric.",
+        "above zero means better, whatever the metric. Intervals and tests are about other seeds on "
+        "the same dev rows; that those rows are a sample is not in them.",
     ),
     (
         "mean, IQM, [95 %]",
@@ -212,7 +213,7 @@ def _table_section(table: Table, comparison: Comparison, drawn: dict[str, Figure
             f"<details{' open' if table.task is None else ''}><summary>{escape(grid.title)}</summary>"
             f"{_html(grid, table)}</details>"
         )
-    heading = section(title(table)[0].upper() + title(table)[1:] if not table.task else name, body)
+    heading = section(title(table), body)
     return heading.replace("<section>", f'<section id="{_anchor(table)}">', 1)
 
 

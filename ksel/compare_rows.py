@@ -42,7 +42,7 @@ class Versus:
         as_good: tasks on which the mean difference is not below zero.
         p: of the permutation test; nan where none was made.
         holm: the same, corrected for the methods of the table.
-        area, area_interval: difference of the areas under the curve, and its interval.
+        area, area_interval, area_by_t: difference of the areas under the curve, and its intervals.
     """
 
     against: str
@@ -58,6 +58,7 @@ class Versus:
     holm: float
     area: float
     area_interval: st.Interval
+    area_by_t: st.Interval
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class TaskScores:
     Attributes:
         task, metric, higher, teacher: as in :class:`Table`.
         cells: method -> its finished cells, indexed by seed.
-        curves: method -> seed -> curve.
+        curves: method -> seed -> curve, of the same students.
     """
 
     task: str
@@ -156,8 +157,7 @@ class TaskScores:
     def areas(self, method: str) -> pd.Series:
         """Areas under the curve by seed, of the finished students."""
         found = self.curves.get(method, {})
-        seeds = [seed for seed in self.scores(method).index if seed in found]
-        return pd.Series({seed: area(found[seed]) for seed in seeds}, dtype=float)
+        return pd.Series({seed: area(curve) for seed, curve in found.items()}, dtype=float)
 
     @property
     def unit(self) -> float:
@@ -185,7 +185,14 @@ def task_scores(results: Results) -> list[TaskScores]:
             for method in results.methods
             if (group["method"] == method).any()
         }
-        curves = {method: curves_of(results.curves, task, method) for method in methods}
+        curves = {
+            method: {
+                seed: curve
+                for seed, curve in curves_of(results.curves, task, method).items()
+                if seed in own.index
+            }
+            for method, own in methods.items()
+        }
         first = group.iloc[0]
         teacher = st.mean(group["teacher_score"].to_numpy(float))
         higher = bool(first["higher_is_better"])
@@ -240,6 +247,7 @@ def versus(
         float("nan"),
         st.mean_of_means(areas),
         st.stratified_interval(areas),
+        st.t_interval(areas),
     )
 
 

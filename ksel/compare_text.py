@@ -48,7 +48,7 @@ def sentences(comparison: Comparison) -> list[Sentence]:
         return []
     claims = [row for row in table.rows if row.role == METHOD] or list(table.rows)
     return [
-        Sentence(_sentence(row, one, table), 0 if doubt(one) else _side(one))
+        Sentence(_sentence(row, one, table), 0 if doubt(one.interval, one.by_t) else _side(one))
         for name in reversed(comparison.references)
         for row in claims
         if (one := row.against(name)) is not None
@@ -76,7 +76,7 @@ def _verdict(one: Versus) -> str:
     if not _side(one):
         return f"not told apart from zero{tested}"
     side = "better" if one.interval.above_zero else "worse"
-    if doubt(one):
+    if doubt(one.interval, one.by_t):
         return f"{side} by the bootstrap, not by Student's t: more seeds are needed{tested}"
     if math.isfinite(one.holm) and one.holm >= SURE:
         return f"{side} by its interval, but the corrected test is not below {SURE}{tested}"
@@ -201,6 +201,8 @@ def _versus_record(prefix: str, one: Versus) -> dict[str, object]:
         "p_holm": one.holm,
         "area_difference": one.area,
         **_ends("area_difference", one.area_interval),
+        "area_t_low": one.area_by_t.low,
+        "area_t_high": one.area_by_t.high,
     }
     return {prefix + key: item for key, item in record.items()}
 

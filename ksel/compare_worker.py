@@ -22,6 +22,7 @@ from ksel.errors import UsageError
 from ksel.executors import into_log, serve
 from ksel.methods import read_yaml
 from ksel.replays import carried_actions
+from ksel.resuming import OPTION
 from ksel.saved import CONFIG, POLICY, SCHEDULE, STUDENT, open_run
 from ksel.settings import parse_run
 from ksel.setup import Setup, prepare
@@ -110,6 +111,8 @@ def _run(made: Path, settings: Path, decide: run.Decide | None) -> int:
         try:
             return run.main(["--resume", str(made)], decide)
         except UsageError as error:
+            if not str(error).startswith(OPTION):
+                raise  # of its work, such as a full disk: what it has stays
             print(f"begun anew: {error}")
     shutil.rmtree(made, ignore_errors=True)
     words = ["--config", str(settings), "--out", str(made.parent), "--name", made.name]

@@ -93,8 +93,11 @@ class Estimate:
 
 def effective_size(weights: np.ndarray) -> float:
     """Kish's effective sample size, (sum w)^2 / sum w^2; 0 where all weights are 0."""
-    squares = float(np.square(weights).sum())
-    return float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
+    largest = float(np.max(weights, initial=0.0))
+    if largest <= 0:
+        return 0.0
+    parts = weights / largest  # products of many ratios: their squares leave the range of floats
+    return float(parts.sum()) ** 2 / float(np.square(parts).sum())
 
 
 # --------------------------------------------------------------------------- one decision
@@ -136,7 +139,9 @@ def _decision_estimate(
     ratios = log.ratios[rows] if weighted else np.ones(count)
     units = units_of(log.episodes[rows])
     effective = effective_size(ratios)
-    carried = effective_size(np.array([ratios[unit].sum() for unit in units.whole]))
+    # blocks overlap, and as many as are drawn make up the sample
+    overlap = max(len(units.whole), 1) / max(units.number, 1)
+    carried = effective_size(np.array([ratios[unit].sum() for unit in units.whole])) / overlap
     clipped = float((ratios > clip).mean()) if count else 0.0
     estimate = Estimate("decision", name, count, effective, clipped, units.about)
     refused = _unknown(name, log, count) or _too_little(estimate, weighted, carried, units.number)
@@ -291,9 +296,11 @@ def _episode_estimate(
     if reason is not None:
         return Estimate("episode", name, number, 0.0, 0.0, about, refused=reason)
     ratios = log.ratios[rows] if weighted else np.ones(rows.shape)
-    with np.errstate(divide="ignore"):
-        products = np.exp(np.cumsum(np.log(ratios), axis=1))
-    effective = min(effective_size(column) for column in products.T)
+    with np.errstate(divide="ignore", over="ignore"):
+        logs = np.cumsum(np.log(ratios), axis=1)
+        products = np.exp(logs)
+    largest = np.maximum(logs.max(0), np.finfo(np.float64).min)  # of -inf alone: all weights are 0
+    effective = min(effective_size(column) for column in np.exp(logs - largest).T)
     clipped = float((products > clip).mean())
     estimate = Estimate("episode", name, number, effective, clipped, about)
     if weighted and effective < LEAST_EPISODES:

@@ -22,6 +22,8 @@ WAIT = 5
 UNSUPPORTED = 0.01
 """Share of decisions at which the policy may do what the behaviour never did."""
 TINY = 1e-7
+LARGEST = 600.0
+"""Logarithm of the largest ratio: a density may be any number of times another."""
 AGREE = 0.02
 """By how much a recorded log-probability and that of the recorded probabilities may differ."""
 
@@ -217,7 +219,7 @@ def likelihood_ratios(
         if reason:
             reasons.append(f"{logged.names[run]} ({stage}): {reason}")
             continue
-        ratios[rows] = np.exp(judged.log_prob[rows] - part.log_prob)
+        ratios[rows] = np.exp(np.minimum(judged.log_prob[rows] - part.log_prob, LARGEST))
     return ratios, "; ".join(reasons)
 
 

@@ -57,10 +57,19 @@ they would have gone elsewhere. ksel.replay plays a policy for true."""
 
 @dataclass(frozen=True)
 class Result:
-    """The estimates for one policy."""
+    """The estimates for one policy.
+
+    Attributes:
+        name: of the policy.
+        estimates: of both quantities.
+        left_out: what of the logs its weighted estimates do without, and why; else empty.
+        at_home: True if it was learned in one of these runs.
+    """
 
     name: str
     estimates: list[Estimate]
+    left_out: str = ""
+    at_home: bool = False
 
 
 def main(argv: list[str]) -> int:
@@ -73,10 +82,10 @@ def main(argv: list[str]) -> int:
     _refuse_unpaid(logged, payment)
     policies = [find_policy(spec, logged) for spec in own.policy]
     results = [
-        Result(name, _estimates(logged, policy, payment, own))
-        for name, policy in zip(_names(own.policy), policies, strict=True)
+        _result(name, spec, policy, runs, logged, payment, own)
+        for name, spec, policy in zip(_names(own.policy), own.policy, policies, strict=True)
     ]
-    notes = _notes(runs, logged, own.reward)
+    notes = [*_notes(runs, logged, own.reward), *_result_notes(results)]
     record = _record(own, runs, logged, results, notes)
     for quantity in ABOUT:
         if _given(quantity, results):
@@ -280,15 +289,25 @@ def judge(logged: Trajectories, policy: Policy, seed: int, name: str = "") -> Ju
     return Judged(name or policy.name, means, log_prob, measure)
 
 
-def _estimates(
-    logged: Trajectories, policy: Policy, payment: Payment, own: argparse.Namespace
-) -> list[Estimate]:
+def _result(
+    name: str,
+    spec: str,
+    policy: Policy,
+    runs: Sequence[SavedRun],
+    logged: Trajectories,
+    payment: Payment,
+    own: argparse.Namespace,
+) -> Result:
     log = see(logged, judge(logged, policy, own.seed), payment)
-    return [
+    estimates = [
         estimate
         for estimator in (decision_estimates, episode_estimates)
         for estimate in estimator(log, clip=own.clip, seed=own.seed, resamples=own.resamples)
     ]
+    folders = {run.folder.resolve() for run in runs}
+    place = Path(spec).resolve()
+    at_home = policy.learns and bool(folders & {place, place.parent})
+    return Result(name, estimates, log.no_ratios if np.isfinite(log.ratios).any() else "", at_home)
 
 
 # --------------------------------------------------------------------------- what is left behind
@@ -310,6 +329,24 @@ def _notes(runs: Sequence[SavedRun], logged: Trajectories, reward: str) -> list[
     if len({meta.get("updates") for meta in logged.meta}) > 1:
         lines.append("the runs have different step budgets")
     return lines
+
+
+def _result_notes(results: Sequence[Result]) -> list[str]:
+    """What must be known of single policies."""
+    lines = [
+        f"{one.name} was learned in these runs: it was fitted to some of the rewards that judge it "
+        f"here, so its estimates may be too good"
+        for one in results
+        if one.at_home
+    ]
+    without: dict[str, list[str]] = {}
+    for one in results:
+        if one.left_out:
+            without.setdefault(one.left_out, []).append(one.name)
+    return lines + [
+        f"importance and doubly robust of {', '.join(names)} leave out {reason}"
+        for reason, names in without.items()
+    ]
 
 
 def _record(

@@ -33,7 +33,8 @@ MEANING = {
     "distance).",
     CHANCE: "The same if each run's decisions stood in random order: what comes from how often each type "
     "was on alone.",
-    CORRELATION: "Pearson's, of the policies' probabilities, over all decisions and types.",
+    CORRELATION: "Pearson's, of the policies' probabilities, over all decisions and types; types that both "
+    "favour throughout count for it too.",
     SAME: "1 less the mean distance between the mean actions of two policies, both shown the "
     "observations of all these runs.",
 }

@@ -167,6 +167,7 @@ def test_settings_of_other_agents_are_left_out_and_a_run_takes_the_rest() -> Non
     for agent in AGENTS:
         check_settings(config_from_dict(settings_of(f"agent:{agent}", base)))
     assert settings_of("static", base) == {"agent": "static", "env": {"actions": "soft"}}
+    assert settings_of("best_static", base)["env"]["objective"] == "calibrated"
     a2c = config_from_dict(settings_of("a2c", base))
     assert (a2c.a2c.gamma, a2c.env.reward, a2c.env.window) == (0.5, "amortized", 7)
     assert a2c.all_action == RunConfig().all_action
@@ -571,6 +572,7 @@ def test_a_teacher_that_cannot_be_had_fails_its_tasks_cells_at_once(
         (["--methods", "kd", "--seeds", "0"], "--seeds: no seed"),
         (["--methods", "kd", "--optm.epochs", "3"], "Did you mean --optim.epochs"),
         (["--methods", "kd", "--ppo.gamma", "0.3"], "--ppo.gamma: no method of this comparison"),
+        (["--methods", "kd", "--baselines", "none"], "--knowledge.pool: no method of this"),
         (["--methods", "all=kd"], "'all' is the name of a baseline"),
         (["--methods", "kd", "--seed", "3"], "--seed: the comparison sets it itself"),
         (["--methods", "dynamic", "--knowledge.pool", "[label]"], "dynamic: --agent dynamic"),

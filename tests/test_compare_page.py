@@ -57,6 +57,13 @@ def test_the_page_says_first_what_was_found(made: Path) -> None:
     assert 'class="down">-0.0' in text
 
 
+def test_a_task_is_called_what_it_is_called(tmp_path: Path) -> None:
+    write_page(simulate(tmp_path, tasks=["rte, student.layers 4"]), tmp_path)
+    text = (tmp_path / COMPARE_PAGE).read_text(encoding="utf-8")
+    assert "<h2>rte, student.layers 4</h2>" in text
+    assert 'id="task-rte_student.layers_4"' in text
+
+
 def test_names_and_errors_are_text_and_not_html(tmp_path: Path) -> None:
     effects = {"a<b>&c": 0.0, "all": 0.0}
     results = simulate(tmp_path, ["r<i>te"], effects, 5, failed=[("r<i>te", "all", 0)])

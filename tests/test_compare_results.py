@@ -14,7 +14,7 @@ from rich.console import Console
 from ksel import statistics
 from ksel.compare_curves import Curve, area, first_at, score_at, targets, when_reached
 from ksel.compare_files import CURVES_FILE, DIVERGED, RESULTS_FILE, Results
-from ksel.compare_grids import grids, p_value, value, with_interval
+from ksel.compare_grids import area_difference, grids, p_value, value, with_interval
 from ksel.compare_page import write_page
 from ksel.compare_results import compare_table, load_results, print_comparison, write_tables
 from ksel.compare_text import failures, markdown, sentences, table_csv
@@ -363,6 +363,14 @@ def test_students_that_never_reach_a_target_are_counted() -> None:
     assert when_reached({0: LINE}, cells, None, higher=True) is None
 
 
+def test_a_student_that_ended_early_has_spent_all_its_seconds_by_then() -> None:
+    torso = Curve(LINE.updates / 2, LINE.shares / 2, LINE.values)
+    cells = pd.DataFrame({"seed": [0], "seconds_search": [10.0], "seconds_final": [20.0]})
+    found = when_reached({0: torso}, cells, LINE.values[-1], higher=True)
+    assert found is not None
+    assert (found.share, found.seconds) == (0.5, 30.0)
+
+
 def test_targets_are_aware_of_the_metric() -> None:
     first, second = targets({"best_static": [0.8, 0.6], "all": [0.9]}, 0.9, higher=True)
     assert (first.name, first.value) == ("95% of best_static", pytest.approx(0.665))
@@ -390,6 +398,35 @@ def test_the_speed_table_says_who_reached_what(tmp_path: Path) -> None:
     assert plain is not None
     assert row.area > plain.area
     assert row.against("best_static").area_interval.above_zero  # type: ignore[union-attr]
+
+
+def test_the_way_of_a_student_without_a_score_is_no_speed(tmp_path: Path) -> None:
+    results = simulate(tmp_path, tasks=["rte"])
+    score, curves = results.cells["score"].copy(), results.curves.copy()
+    score[(results.cells["method"] == "a2c") & (results.cells["seed"] == 2)] = np.nan
+    curves.loc[(curves["method"] == "a2c") & (curves["seed"] == 2), "value"] = -100.0
+    spoiled = Results(tmp_path, results.cells.assign(score=score), curves)
+    row = compare_table(spoiled).tables[0].row("a2c")
+    assert row is not None
+    assert (row.seeds, row.failed) == (7, 1)
+    assert min(row.at) > 0
+    assert row.area > 0
+
+
+def test_an_area_that_only_the_bootstrap_tells_apart_is_doubted(tmp_path: Path) -> None:
+    results = simulate(tmp_path, tasks=["rte"], seeds=5, effects={"a2c": 0.0, "all": 0.0})
+    curves = results.curves.copy()
+    curves["value"] = 0.7
+    gains = np.array([0.0, 0.01, 0.03, 0.04, 0.001])
+    mine = curves["method"] == "a2c"
+    curves.loc[mine, "value"] += gains[curves.loc[mine, "seed"]]
+    comparison = compare_table(Results(tmp_path, results.cells, curves))
+    one = comparison.tables[0].row("a2c").against("all")  # type: ignore[union-attr]
+    assert one is not None
+    assert one.area_interval.above_zero
+    assert not one.area_by_t.above_zero
+    assert area_difference(one).endswith("]?")
+    assert 'class="up"' not in write_page(comparison, tmp_path).read_text(encoding="utf-8")
 
 
 def test_without_curves_there_is_no_speed(tmp_path: Path) -> None:

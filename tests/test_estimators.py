@@ -265,6 +265,8 @@ def test_effective_sizes() -> None:
     assert effective_size(np.array([1.0, 0, 0])) == 1
     assert effective_size(np.zeros(3)) == 0
     assert effective_size(np.array([3.0, 1.0])) == pytest.approx(1.6)
+    assert effective_size(np.array([3e300, 1e300])) == pytest.approx(1.6)
+    assert effective_size(np.array([3e-300, 1e-300])) == pytest.approx(1.6)
 
 
 def test_few_episodes_are_resampled_by_blocks_within_them() -> None:
@@ -298,6 +300,32 @@ def test_weight_on_few_episodes_is_refused() -> None:
     refused = by_name(decision_estimates(log))["importance"]
     assert refused.effective == pytest.approx(40, abs=1)
     assert "the weight lies on 2.0 parts" in refused.refused
+
+
+def test_weight_on_few_blocks_is_refused_though_blocks_overlap() -> None:
+    ratios = np.full(400, 1e-4)
+    ratios[100:135] = 1.0  # 15 decisions a block
+    log = log_of(np.arange(400.0), ratios, np.zeros(400, int))
+    refused = by_name(decision_estimates(log))["importance"]
+    assert refused.interval == "blocks of 15 decisions"
+    assert refused.effective == pytest.approx(35, abs=1)
+    assert "parts of what is resampled" in refused.refused
+    even = by_name(decision_estimates(log_of(np.arange(400.0), np.ones(400), np.zeros(400, int))))
+    assert even["importance"].high == pytest.approx(even["logged"].high, rel=0.1)
+
+
+def test_weights_beyond_the_range_of_floats_are_refused_and_not_left_out() -> None:
+    logged = logged_bits()
+    judged = judge(logged, policy(0.5))
+    judged.log_prob[:] = 900.0
+    ratios, reason = likelihood_ratios(logged, judged, frozenset())
+    assert not reason
+    assert np.isfinite(ratios).all()
+    ratios[logged.episodes == 3] *= 2.0
+    log = replace(seen(logged, policy(0.5)), ratios=ratios)
+    refused = by_name(episode_estimates(log))["importance"]
+    assert refused.effective < 2
+    assert "the policy goes elsewhere" in refused.refused
 
 
 def test_few_decisions_are_refused() -> None:

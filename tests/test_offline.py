@@ -16,6 +16,7 @@ from agents.fixed import random_hard_policy, static_policy
 from envs.reward import LIMIT
 from ksel import offline
 from ksel.__main__ import main as ksel
+from ksel.config import StageConfig
 from ksel.errors import UsageError
 from ksel.logged import Payment, direct_rewards
 from ksel.offline import find_policy, judge
@@ -109,6 +110,38 @@ def test_policies_are_judged_and_written_down(
     assert "<svg" in page
     assert "static:label,response" in page
     assert "5.0 of 5 episodes, below 30" in page
+
+
+def test_a_policy_judged_by_what_it_learned_from_is_said_to_be(
+    runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = runs("explore"), tmp_path / "other"
+    shutil.copytree(run, other)
+    said = "was learned in these runs"
+    for spec in (run, run / "policy"):
+        assert ksel(["offline", str(run), "--policy", "uniform", str(spec)]) == 0
+        assert f"explore {said}" in capsys.readouterr().out
+    assert ksel(["offline", str(run), "--policy", "uniform", str(other)]) == 0
+    assert said not in capsys.readouterr().out
+
+
+def test_runs_that_weights_leave_out_are_said(
+    runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs("explore")
+    staged = tmp_path / "staged"
+    shutil.copytree(run, staged)
+    config = config_from_file(staged / "config.yaml")
+    config.stages = [StageConfig(pool=["label"])]
+    (staged / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    out = tmp_path / "out"
+    words = ["--policy", "uniform", "random_hard:0.6", "--out", str(out)]
+    assert ksel(["offline", str(run), str(staged), *words]) == 0
+    said = "importance and doubly robust of uniform, random_hard:0.6 leave out staged (search): its"
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert said in (out / "offline.html").read_text()
+    one = estimates(json.loads((out / "offline.json").read_text()), 0, "decision")
+    assert one["importance"]["count"] < one["direct"]["count"]
 
 
 def test_the_weights_of_a_policy_are_those_of_its_chances(runs: Callable[[str], Path]) -> None:

@@ -150,7 +150,7 @@ def test_a_run_goes_on_to_what_it_would_have_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", MORE)
-@pytest.mark.parametrize("moment", [3, 5, 10, 14])
+@pytest.mark.parametrize("moment", [3, 5, 8, 11])
 def test_every_agent_goes_on_to_what_it_would_have_been(
     values: Callable[..., dict[str, Any]],
     whole: Callable[..., Path],
