@@ -227,6 +227,10 @@ def _refuse_unused(settings: AllActionConfig, soft: bool) -> None:
     unused: dict[str, tuple[str, str]] = {}
     if settings.n_steps == 1:
         unused["gae_lambda"] = ("--all_action.n_steps 1", "raise n_steps")
+    if settings.block == 0:
+        unused |= dict.fromkeys(
+            ("memory", "doubt"), ("--all_action.block 0", "set --all_action.block 10")
+        )
     if not soft:
         unused |= dict.fromkeys(
             ("soft", "concentration"), ("hard actions", "set --env.actions soft")

@@ -205,7 +205,8 @@ def _check_all_action(config: RunConfig, soft: bool) -> None:
             "--branches.every is not used with --search branch, where each decision is a fork. Leave "
             "it out, or set --search online."
         )
-    for name in ("n_steps", "gamma", "gae_lambda") if branch else ():
+    credited = ("n_steps", "gamma", "gae_lambda", "block", "memory", "doubt")
+    for name in credited if branch else ():
         if getattr(settings, name) != getattr(usual, name):
             raise UsageError(
                 f"--all_action.{name} is not used with --search branch, where each decision is a "

@@ -39,6 +39,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "process"),
+        default="wall",
+        help="process: CPU time, for a machine with other work",
+    )
     parser.add_argument("--out", type=Path, default=Path("credit_cost.json"))
     return parser.parse_args()
 
@@ -47,17 +53,20 @@ def shape(given: argparse.Namespace, layers: int) -> Shape:
     return Shape(layers, given.width, given.heads, 4 * given.width)
 
 
-def take_turns(ways: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
+def take_turns(
+    ways: dict[str, Callable[[], object]], given: argparse.Namespace
+) -> dict[str, float]:
     """Median seconds of each way, one after the other in each round; the first round warms up."""
+    clock = time.process_time if given.clock == "process" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
+    for number in range(given.rounds + 1):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = clock()
             way()
-            if device != "cpu":
+            if given.device != "cpu":
                 torch.cuda.synchronize()
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -116,7 +125,7 @@ def by_types(given: argparse.Namespace, length: int) -> list[dict[str, float]]:
             device=given.device,
             credit=CreditConfig(batch=0, clip=False),
         )
-        times = take_turns(ways_to_credit(distiller), given.rounds, given.device)
+        times = take_turns(ways_to_credit(distiller), given)
         found.append({"types": count, "length": length, **times})
         line(
             [count]
@@ -152,7 +161,7 @@ def updates(given: argparse.Namespace, length: int, layers: int) -> dict[str, fl
             distiller.update(np.ones(5), credit="hard" if number < 4 else None)
         ways[f"plain, {name}"] = partial(two_updates, distiller, None)
         ways[f"credit, {name}"] = partial(two_updates, distiller, "hard")
-    times = take_turns(ways, given.rounds, given.device)
+    times = take_turns(ways, given)
     return {name: seconds / 2 for name, seconds in times.items()}
 
 

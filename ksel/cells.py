@@ -28,7 +28,7 @@ FROM = "from"
 SEEDS = 5
 AUTO = "auto"
 """Baselines: the usual ones."""
-FREE = ("store", "device")
+FREE = ("store",)
 """Settings that may differ when a comparison goes on: they say where, not what."""
 
 

@@ -32,7 +32,7 @@ from ksel.cli import guard, quiet_libraries
 from ksel.compare_files import COMPLETE
 from ksel.compare_worker import work
 from ksel.comparing import Comparison, run_cells
-from ksel.contenders import Contender, cell_settings, contender, pool_of, usual_baselines
+from ksel.contenders import ALL, Contender, cell_settings, contender, pool_of, usual_baselines
 from ksel.errors import UsageError, unknown_name
 from ksel.executors import (
     Executor,
@@ -285,6 +285,10 @@ def _contenders(plan: Plan, base: Mapping[str, Any]) -> list[Contender]:
             raise UsageError(
                 f"--methods: '{label}' is the name of a baseline. Call it otherwise: NAME={label}, "
                 f"or leave the baseline out with --baselines."
+            )
+        if label == ALL and dict(own) != {FROM: ALL}:
+            raise UsageError(
+                f"--methods: '{ALL}' is all types on, the unit of costs. Call it otherwise: such as mine={own[FROM]}."
             )
         found.setdefault(label, one)
     return list(found.values())

@@ -1171,6 +1171,10 @@ def test_draws_of_bits_are_bits():
         ("max_grad_norm", float("nan")),
         ("concentration", 0.0),
         ("start", 1.0),
+        ("anchor", -0.1),
+        ("block", -1),
+        ("memory", 3),
+        ("doubt", -1.0),
         ("net_arch", [0]),
         ("soft", "sigmoid"),
         ("concentration", 5.0),
@@ -1187,6 +1191,8 @@ def test_values_that_cannot_work_or_are_not_used_are_refused(option, value):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"all_action.block": 0, "all_action.doubt": 2.0}, "--all_action.doubt is not used with --all_action.block 0"),
+        ({"search": "branch", "all_action.block": 5}, "--all_action.block is not used with --search branch"),
         ({"env.actions": "soft", "all_action.soft": "sigmoid", "all_action.gamma": 0.9}, "--all_action.gamma is not used"),
         ({"env.actions": "soft", "all_action.soft": "sigmoid", "search": "branch"}, "learns from credit alone"),
         ({"env.actions": "soft", "all_action.soft": "sigmoid", "env.reward": "measured"}, "learns from credit alone"),

@@ -574,6 +574,7 @@ def test_a_teacher_that_cannot_be_had_fails_its_tasks_cells_at_once(
         (["--methods", "kd", "--ppo.gamma", "0.3"], "--ppo.gamma: no method of this comparison"),
         (["--methods", "kd", "--baselines", "none"], "--knowledge.pool: no method of this"),
         (["--methods", "all=kd"], "'all' is the name of a baseline"),
+        (["--methods", "all=kd", "--baselines", "none"], "'all' is all types on"),
         (["--methods", "kd", "--seed", "3"], "--seed: the comparison sets it itself"),
         (["--methods", "dynamic", "--knowledge.pool", "[label]"], "dynamic: --agent dynamic"),
         (["--methods", "kd", "x_y=pkd_skip", "x/y=kd"], "two cells would share"),
