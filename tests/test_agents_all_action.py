@@ -54,7 +54,8 @@ def build(
     config = RunConfig(agent="all_action", search=search)
     config.episodes.final, config.env.cost_per_type = final, cost
     config.env.actions = "soft" if isinstance(env.action_space, spaces.Box) else "hard"
-    for key, value in {**CREDULOUS, **settings}.items():
+    usual = {k: v for k, v in CREDULOUS.items() if k != "block" or search != "branch"}
+    for key, value in {**usual, **settings}.items():
         setattr(config.all_action, key, value)
     agent = make_agent(config, env.pool_names, env.observation_space, env.action_space)
     assert isinstance(agent, AllActionAgent)
