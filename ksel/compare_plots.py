@@ -32,6 +32,8 @@ POINTS = 60
 BAND_RESAMPLES = 1000
 NAME_LETTER, NAME_HEIGHT = 6.0, 12.0
 """About the size of a letter of a name beside a point, in points."""
+PANEL_WIDTH = 560.0
+"""About the width of the panel of costs, in points."""
 
 
 # --------------------------------------------------------------------------- intervals
@@ -147,7 +149,7 @@ def metric_against_cost(table: Table) -> Figure | None:
                 )
             axes.plot([row.cost], [row.mean], "o", color=tint, markersize=6)
         costs = np.array([row.cost for row in rows])
-        axes.set_xlim(costs.min() / 1.25, costs.max() * 1.35)
+        axes.set_xlim(costs.min() / 1.25, costs.max() * _room(costs, rows))
         if _near(table):
             axes.axhline(table.teacher, color=FAINT, linestyle=(0, (6, 3)), linewidth=1.2)
         axes.margins(y=0.12)
@@ -159,6 +161,14 @@ def metric_against_cost(table: Table) -> Figure | None:
         axes.set_ylabel(_axis_name(table))
         _names(figure, axes, rows)
     return figure
+
+
+def _room(costs: np.ndarray, rows: Sequence[Row]) -> float:
+    """Factor by which the axis of costs goes on to the right, so that the last name fits."""
+    letters = max(len(row.method) for row in rows)
+    share = min(0.4, NAME_LETTER * letters / PANEL_WIDTH)
+    span = 1.25 * float(costs.max() / costs.min())
+    return max(1.35, float(span ** (share / (1.0 - share))))
 
 
 def _names(figure: Figure, axes: Axes, rows: Sequence[Row]) -> None:

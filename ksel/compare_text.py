@@ -60,10 +60,10 @@ def _side(one: Versus) -> int:
 
 
 def _sentence(row: Row, one: Versus, table: Table) -> str:
-    where = f"on {table.task}" if table.task else f"on {one.tasks} tasks"
+    where = f"on {table.task}" if table.task else f"on {count(one.tasks, 'task')}"
     what = table.metric if table.task else "shares of the teacher's score"
     against = SPOKEN.get(one.against, one.against)
-    words = f"{row.method} is {difference(one)} over {against} {where} ({what}; {count(one.seeds, 'pair')})"
+    words = f"{row.method} is {difference(one)} over {against}, {where} ({what}; {count(one.seeds, 'pair')})"
     if math.isfinite(row.cost):
         words += f" at {row.cost:.2f} x the cost of {SPOKEN[ALL]}"
     return f"{words}: {_verdict(one)}."

@@ -456,7 +456,7 @@ def test_the_first_sentence_says_what_was_found(tmp_path: Path) -> None:
     assert first.side == 1
     assert first.text.startswith("all_action is +0.0")
     assert (
-        "over the best static mask on 2 tasks (shares of the teacher's score; 16 pairs) at 1.30 x"
+        "over the best static mask, on 2 tasks (shares of the teacher's score; 16 pairs) at 1.30 x"
         in first.text
     )
     assert first.text.endswith("better, corrected p <0.001.")
