@@ -177,6 +177,11 @@ def _plan(own: argparse.Namespace, rest: Sequence[str]) -> Plan:
     bare = own.tasks is None and own.methods is None and own.config is None and not base
     if own.resume is not None and bare:
         return make_plan(read_plan(_resumed(own) / PLAN), seeds=own.seeds)
+    if own.resume is not None and own.tasks is None and own.config is None and "task" not in base:
+        raise UsageError(
+            "--resume: it stands alone (--resume DIR), beside --seeds, or beside the whole command that "
+            "made the folder, with more tasks or methods. Repeat the whole command, or leave the rest out."
+        )
     given = read_plan(own.config) if own.config is not None else {}
     if own.config is None and base.get("data", "builtin") == "builtin":
         base = merged(read_yaml(Path(packaged(QUICK))), base)

@@ -192,7 +192,7 @@ def write_minari(
 def _datasets_in(folder: Path) -> Iterator[None]:
     before = os.environ.get(ROOT)
     folder.mkdir()
-    os.environ[ROOT] = str(folder)
+    os.environ[ROOT] = str(folder.resolve())  # Minari joins a relative one twice
     try:
         yield
     finally:

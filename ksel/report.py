@@ -19,6 +19,7 @@ from ksel.report_page import REPORT_FILE, page
 from ksel.report_run import Run, load_run
 from ksel.report_runs import Together, default_path, groups, load_runs, write_runs
 from ksel.responses import ROWS, partial_dependence, same_observations, spread_rows
+from ksel.saved import SCHEDULE
 
 
 def main(argv: list[str]) -> int:
@@ -37,15 +38,29 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if len(arguments.runs) == 1:
         run = load_run(arguments.runs[0])
+        refuse_damaged([run])
         path = arguments.out or run.folder / REPORT_FILE
         write_text(path, page(run, learned_by(run)))
     else:
         runs = load_runs(arguments.runs)
+        refuse_damaged(runs)
         path = write_runs(
             arguments.out or default_path(arguments.runs), runs, learned_together(runs)
         )
     print(path)
     return 0
+
+
+def refuse_damaged(runs: Sequence[Run]) -> None:
+    """Refuse runs whose schedule is there and cannot be read: a page without it would say wrong things.
+
+    Raises:
+        UsageError: names the file and the fix.
+    """
+    for run in runs:
+        reason = run.problems.get(SCHEDULE)
+        if reason is not None and (run.folder / SCHEDULE).is_file():
+            raise UsageError(f"RUN: {reason}")
 
 
 def learned_by(run: Run) -> Learned:

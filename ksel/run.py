@@ -211,7 +211,8 @@ def _stage(
         # From here on the student is the final one, also if Ctrl-C comes before its first update.
         setup.distiller.reset(config.seed, setup.updates)
         observes = get_agent(config.agent).observes
-        measure = agent.learns or config.env.reward == "amortized"
+        # a policy that looks at nothing, such as the mask of best_static, needs no measuring
+        measure = observes and (agent.learns or config.env.reward == "amortized")
         job.writer.meta |= {"measured": measure, "observed": observes}
         role = Role(job.policy or agent, "selected", measure, observe=observes)
     else:

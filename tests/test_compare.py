@@ -521,6 +521,8 @@ def test_going_on_takes_more_but_nothing_else(
         assert go_on("--resume", *more) == 2
         assert names in capsys.readouterr().err
     assert len(frame(out)) == 4
+    assert guard(compare.main, ["--resume", str(out), "--methods", "response"]) == 2
+    assert "Repeat the whole command" in capsys.readouterr().err
     assert guard(compare.main, ["--resume", str(tmp_path / "absent")]) == 2
     assert "holds no comparison" in capsys.readouterr().err
 

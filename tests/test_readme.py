@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from agents.make import check_settings
+from ksel.resuming import resume_folder
 from ksel.settings import parse_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,6 +94,9 @@ def test_every_command_is_understood(
         with pytest.raises(SystemExit) as ended:
             parse_run(words)
         assert ended.value.code == 0
+        return
+    if words[0] == "--resume":
+        assert resume_folder(words) == Path(words[1])
         return
     config = parse_run(words)
     check_settings(config)

@@ -236,6 +236,21 @@ def test_a_folder_that_is_no_run(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_schedule_is_refused_and_the_page_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    assert main([str(run)]) == 0
+    before = (run / "report.html").read_bytes()
+    whole = (run / "schedule.parquet").read_bytes()
+    (run / "schedule.parquet").write_bytes(whole[: len(whole) // 2])
+    for words in ([str(run)], [str(run), str(other)]):
+        assert guard(main, words) == 2
+        assert f"{run / 'schedule.parquet'} is cut short" in capsys.readouterr().err
+    assert (run / "report.html").read_bytes() == before
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert guard(main, ["--debug", str(tmp_path)]) == 2
     assert "Traceback" in capsys.readouterr().err
