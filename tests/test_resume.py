@@ -207,7 +207,7 @@ def test_all_that_all_action_keeps_in_mind_is_in_its_state(tiny_setup: Callable[
     algorithm = A2C("MultiInputPolicy", env, policy_kwargs=policy_arguments(False, [4]))
     own = set(vars(AllAction(env))) - set(vars(algorithm))
     assert own == {
-        *("optimizer", "tally"),  # kept, with the policy and rng
+        *("optimizer", "tally", "evidence"),  # kept, with the policy and rng
         *("settings", "cost_per_type", "pool", "kind"),  # decided by the settings
         "rollout",  # empty wherever a rollout begins
         "rng",
