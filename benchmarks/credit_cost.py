@@ -145,32 +145,32 @@ def two_updates(distiller: Distiller, credit: Literal["hard"] | None) -> None:
 
 
 def updates(given: argparse.Namespace, length: int, layers: int) -> dict[str, float]:
-    """Seconds of an update with all of five types on: plain, with credit, and with a live teacher."""
-    ways: dict[str, Callable[[], object]] = {}
-    for name, live in (("kept", False), ("live", True)):
-        distiller = random_distiller(
-            shape(given, given.layers),
-            shape(given, layers),
-            many_types(5),
-            length=length,
-            batch=given.batch,
-            device=given.device,
-            live=live,
-        )
-        for number in range(6):
-            distiller.update(np.ones(5), credit="hard" if number < 4 else None)
-        ways[f"plain, {name}"] = partial(two_updates, distiller, None)
-        ways[f"credit, {name}"] = partial(two_updates, distiller, "hard")
+    """Seconds of an update with all of five types on and a teacher that runs on each batch."""
+    distiller = random_distiller(
+        shape(given, given.layers),
+        shape(given, layers),
+        many_types(5),
+        length=length,
+        batch=given.batch,
+        device=given.device,
+        live=True,
+    )
+    for number in range(6):
+        distiller.update(np.ones(5), credit="hard" if number < 4 else None)
+    ways: dict[str, Callable[[], object]] = {
+        "plain": partial(two_updates, distiller, None),
+        "credit": partial(two_updates, distiller, "hard"),
+    }
     times = take_turns(ways, given)
     return {name: seconds / 2 for name, seconds in times.items()}
 
 
 def growth(given: argparse.Namespace) -> list[dict[str, float]]:
     """Two updates at a time, so that each measurement has one pass for the derivatives (interval 2)."""
-    print(f"\nan update with five types, {given.batch} rows (ms)")
-    names = ["plain, kept", "credit, kept", "plain, live", "credit, live"]
-    line(["length", "teacher layers", *names, "credit / plain (kept)"])
-    line(["---"] * 7)
+    print(f"\nan update with five types and a live teacher, {given.batch} rows (ms)")
+    names = ["plain", "credit"]
+    line(["length", "teacher layers", *names, "credit / plain"])
+    line(["---"] * 5)
     cases = [(n, given.teacher_layers[0]) for n in given.length]
     cases += [(given.length[0], layers) for layers in given.teacher_layers[1:]]
     found = []
@@ -178,7 +178,7 @@ def growth(given: argparse.Namespace) -> list[dict[str, float]]:
         times = updates(given, length, layers)
         found.append({"length": length, "teacher_layers": layers, **times})
         cells = [f"{1000 * times[name]:.0f}" for name in names]
-        line([length, layers, *cells, f"{times['credit, kept'] / times['plain, kept']:.2f}"])
+        line([length, layers, *cells, f"{times['credit'] / times['plain']:.2f}"])
     return found
 
 
@@ -189,14 +189,14 @@ def draw(given: argparse.Namespace, types: list[dict], grown: list[dict]) -> Non
     left.set(xlabel="knowledge types K", ylabel="ms", title="credit of K types")
     left.legend(fontsize=8)
     by_length = [r for r in grown if r["teacher_layers"] == given.teacher_layers[0]]
-    for name in ("plain, kept", "credit, kept"):
+    for name in ("plain", "credit"):
         middle.plot(
             [r["length"] for r in by_length], [1000 * r[name] for r in by_length], "o-", label=name
         )
     middle.set(xlabel="tokens", title="an update, five types", ylabel="ms")
     middle.legend(fontsize=8)
     by_layers = [r for r in grown if r["length"] == given.length[0]]
-    for name in ("plain, kept", "plain, live", "credit, live", "credit, kept"):
+    for name in ("plain", "credit"):
         right.plot(
             [r["teacher_layers"] for r in by_layers],
             [1000 * r[name] for r in by_layers],
