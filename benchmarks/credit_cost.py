@@ -153,7 +153,6 @@ def updates(given: argparse.Namespace, length: int, layers: int) -> dict[str, fl
         length=length,
         batch=given.batch,
         device=given.device,
-        live=True,
     )
     for number in range(6):
         distiller.update(np.ones(5), credit="hard" if number < 4 else None)

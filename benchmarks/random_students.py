@@ -19,27 +19,10 @@ from ksel.search_config import CreditConfig
 from ksel.signals import LiveTeacher
 from ksel.stages import build_stages
 from ksel.tasks import get_task
-from ksel.types import Batch, Needs, Shape, Signals, TeacherView
+from ksel.types import Shape, TeacherView
 
 TASK = get_task("qnli")
 VOCABULARY = 30522
-
-
-class Kept:
-    """A teacher whose signals of each batch are computed once: what a warm cache costs at most."""
-
-    cached = True
-
-    def __init__(self, live: LiveTeacher, needs: Needs) -> None:
-        self.live, self.needs = live, needs
-        self.kept: dict[bytes, Signals] = {}
-
-    def __call__(self, batch: Batch, needs: Needs) -> Signals:
-        """All signals of the batch; each different batch costs one teacher forward."""
-        key = batch.ids.numpy(force=True).tobytes() + bytes([batch.input_ids.shape[1] % 256])
-        if key not in self.kept:
-            self.kept[key] = self.live(batch, self.needs)
-        return self.kept[key]
 
 
 def random_split(rows: int, length: int, seed: int) -> Split:
@@ -89,17 +72,15 @@ def random_distiller(
     length: int,
     batch: int,
     device: str = "cpu",
-    live: bool = False,
     credit: CreditConfig | None = None,
 ) -> Distiller:
-    """A distiller over random rows; ``live`` runs the teacher on each batch."""
+    """A distiller over random rows, whose teacher runs on each batch."""
     torch.manual_seed(0)
     train, reward = random_split(4 * batch, length, 0), random_split(2 * batch, length, 1)
     settings = KnowledgeConfig(pool=types)
     pool = build_pool(settings, task=TASK, student=student, teachers=[TeacherView(teacher)], seed=0)
     ledger = Ledger()
-    running = LiveTeacher(model(teacher, length, device), ledger)
-    source = running if live else Kept(running, Needs.union(t.teacher for t in pool))
+    source = LiveTeacher(model(teacher, length, device), ledger)
     config = credit or CreditConfig()
 
     def make_credit(tap: Tap) -> Credit:
