@@ -175,11 +175,12 @@ class BestStaticAgent:
         Within a round each mask begins from the same student and has the same batches; each round
         has other batches than the one before. Every play is a whole short training: its length is
         the environment's budget, so that the learning rate falls to 0 and all stages are gone
-        through. The score is the drop of ``info["objective"]`` from the reset to the end; where the
-        environment tells of none, the total reward.
+        through. The score is the drop of ``info["objective"]`` from the reset to the end; nobody
+        looks at it in between. Where the environment tells of none, the total reward.
 
         Args:
-            env: a single environment; its ``reset`` takes ``options={"updates": n}``. Not closed.
+            env: a single environment; its ``reset`` takes ``options={"updates": n, "measure":
+                "ends"}``, and may leave the second unheeded. Not closed.
             decisions: number of steps at most; a few may be left over.
             seed: of the masks drawn and of the batches.
             logger_folder: where TensorBoard events (search/score, search/rung) go; None = nowhere.
@@ -297,7 +298,8 @@ class _Player:
     def play(self, mask: Mask, decisions: int, updates: int, seed: int) -> float | None:
         """Hold a mask for a training of its own and score it; None where it was stopped."""
         if not self.resumed:
-            _, info = self.env.reset(seed=seed, options={"updates": updates})
+            options = {"updates": updates, "measure": "ends"}
+            _, info = self.env.reset(seed=seed, options=options)
             self.playing = Playing(start=info.get("objective"))
         self.resumed = False
         now, choice = self.playing, Choice.certain(np.array(mask))

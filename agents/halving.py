@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.fixed import LABEL
+from agents.racing import Mask, by_family
 from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.stages import decision_count, stage_ends, stage_shares
 
 NAME = "best_static"
-Mask = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,9 @@ class Play:
 def candidate_masks(pool: Sequence[str], count: int, rng: np.random.Generator) -> list[Mask]:
     """Different masks to choose from, the most promising kinds first.
 
-    All types, each type alone, the label with each other type, all but one, then masks drawn
-    uniformly from what is left; never the empty one.
+    All types; the answers alone, all but a family, the states alone (as in a race, see
+    :mod:`agents.racing`); each type alone, the label with each other type, all but one, then masks
+    drawn uniformly from what is left; never the empty one.
 
     Args:
         pool: names of the knowledge types.
@@ -63,7 +64,9 @@ def candidate_masks(pool: Sequence[str], count: int, rng: np.random.Generator) -
         At most ``count`` tuples of K bits.
     """
     size = len(pool)
-    sets = [set(range(size)), *({k} for k in range(size))]
+    everything = np.ones(size, dtype=int)
+    families = [np.flatnonzero(mask).tolist() for mask in by_family(everything, pool)]
+    sets = [set(range(size)), *map(set, families), *({k} for k in range(size))]
     if LABEL in pool:
         label = list(pool).index(LABEL)
         sets += [{label, k} for k in range(size) if k != label]

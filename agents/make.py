@@ -22,6 +22,7 @@ from agents.fixed import (
 )
 from agents.halving import search_plan
 from agents.policy import Learner
+from agents.race import RaceAgent, check_race
 from agents.ranges import refuse_late_start, refuse_short_search
 from agents.stable_baselines import SB3Agent, check_hyper_parameters
 from agents.table import (
@@ -146,6 +147,8 @@ def check_settings(config: RunConfig) -> None:
     if config.agent == "best_static":
         check_best_static(config)
         _refuse_mode(config, config.agent)
+    if config.agent == "race":
+        _check_race(config)
     if config.agent == "dynamic":
         _check_dynamic(config)
     if config.agent == "all_action":
@@ -169,13 +172,16 @@ def check_rewards(config: RunConfig) -> None:
     Raises:
         UsageError: names the option and what would read it.
     """
-    if config.agent not in ("all_action", "greedy", "best_static"):
+    if config.agent not in ("all_action", "greedy", "best_static", "race"):
         return
     amortized = resolve_reward(config.agent, config.env.reward, config.search) == "amortized"
     instead = "choose an agent that is paid with rewards alone, such as a2c"
     names: tuple[str, ...] = ("reward_scale", "cost_per_type", "exploration", "final_metric")
     if config.agent == "best_static":
         why = "--agent best_static, which compares the plain drops of the objective"
+    elif config.agent == "race":
+        names = (*names, "objective", "margin_width")
+        why = "--agent race, which compares lanes by --race.objective"
     elif resolve_search(config.agent, config.search) == "branch":
         why = "--search branch, which compares the plain drops of its forks"
         instead = "set --search online with --env.reward measured"
@@ -226,6 +232,14 @@ def _check_all_action(config: RunConfig, soft: bool) -> None:
             "out, or set --all_action.soft beta."
         )
     _refuse_mode(config, "all_action with the sigmoid")
+
+
+def _check_race(config: RunConfig) -> None:
+    check_race(config, config.knowledge.pool)
+    if config.env.observe != EnvConfig().observe:
+        raise UsageError(
+            "--env.observe is not used by --agent race, which looks at its progress alone. Leave it out."
+        )
 
 
 def _check_ddpg(config: RunConfig, soft: bool) -> None:
@@ -362,6 +376,8 @@ def make_agent(
         return BanditAgent(config, pool, observation_space)
     if config.agent == "best_static":
         return BestStaticAgent(config, pool)
+    if config.agent == "race":
+        return RaceAgent(config, pool)
     if config.agent == "all_action":
         _check_all_action(config, soft)
         return AllActionAgent(config, pool, observation_space, action_space)

@@ -161,7 +161,7 @@ def load_policy(
             fit the pool or the observation (the message names the differences).
     """
     # Here, because all these modules build on this one.
-    from agents import bandit, best_static, deterministic, factorised, fixed, frozen
+    from agents import bandit, best_static, deterministic, factorised, fixed, frozen, race
 
     header = read_header(folder)
     loaders: dict[str, Callable[[dict[str, Any], Path], Policy]] = {
@@ -170,6 +170,7 @@ def load_policy(
         "ddpg": deterministic.from_header,
         "bandit": bandit.from_header,
         "best_static": best_static.from_header,
+        "race": race.from_header,
         "all_action": factorised.from_header,
     }
     if header["kind"] not in loaders:

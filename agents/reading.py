@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agents.make import AGENTS, get_agent, groups_read, resolve_reward
+from agents.race import NAME as RACE
 from agents.stable_baselines import ALGORITHMS
 from ksel.checks import FOR_LEARNERS
 from ksel.config import EnvConfig, RunConfig
@@ -45,7 +46,8 @@ def unread(agent: str, settings: Mapping[str, Any]) -> set[Key]:
         reward = "auto"
     if agent not in ALGORITHMS:
         found |= {("students",), ("vectorize",)}
-    if not info.learns and "amortized" not in info.rewards:
+    paid = info.learns and agent != RACE
+    if not paid and "amortized" not in info.rewards:
         found |= {("env", n) for n in FOR_LEARNERS if not (n == "observe" and info.observes)}
     stub = RunConfig(agent=agent, search=search, env=EnvConfig(reward=reward))  # type: ignore[arg-type]
     if _measured(stub):

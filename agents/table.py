@@ -64,7 +64,20 @@ AGENTS: dict[str, AgentInfo] = {
         ("online", "episodes", "branch"),
     ),
     "best_static": AgentInfo(
-        ("hard",), True, ("best_static", "episodes"), "the best fixed mask, by its own search", True
+        ("hard",),
+        True,
+        ("best_static", "episodes"),
+        "the best fixed mask, by its own search",
+        False,
+    ),
+    "race": AgentInfo(
+        ("hard",),
+        True,
+        ("race",),
+        "masks race inside the student's life",
+        False,
+        ("measured",),
+        ("online",),
     ),
     "static": AgentInfo(BOTH, False, ("static",), "one mask for the whole run", False),
     "random_hard": AgentInfo(("hard",), False, ("random",), "each bit drawn anew", False),
@@ -168,6 +181,8 @@ def resolve_search(agent: str, search: str) -> Search:
     what = "cannot compare branches" if info.learns else "does not learn"
     if info.searches == ("episodes",) and info.learns:
         what = "needs students of its own to compare"
+    if info.searches == ("online",):
+        what = "races in the life of the one student"
     raise UsageError(
         f"--search {search} does not work with --agent {agent}, which {what}. Leave it at auto, or "
         f"choose one of these agents: {', '.join(others)}."

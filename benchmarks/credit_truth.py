@@ -34,6 +34,7 @@ from ksel.distiller import Distiller
 from ksel.evaluation import predict_logits, score_split
 from ksel.objectives import OBJECTIVES, objective_value
 from ksel.records import Snapshot
+from ksel.search_config import credit_sizes
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
 
@@ -158,7 +159,7 @@ def fresh_average(credit: Credit, rows: int, first: int) -> None:
         total.zero_()
     credit.state.count = 0.0
     credit.decay = 1.0
-    for number in range(max(1, rows // credit.settings.rows)):
+    for number in range(max(1, rows // credit.sizes.rows)):
         credit.add_held_out(first + number)
 
 
@@ -214,6 +215,7 @@ def variant(setup: Setup, objective: str = "cross_entropy", **changes: Any) -> C
     first = setup.distiller.credit
     assert first is not None
     config = setup.config
+    settings = replace(first.settings, **{"rows": 32, **changes})
     return Credit(
         setup.distiller.tap,
         setup.pool,
@@ -221,7 +223,8 @@ def variant(setup: Setup, objective: str = "cross_entropy", **changes: Any) -> C
         setup.task,
         objective,
         config.env.margin_width,
-        replace(first.settings, **{"rows": 32, **changes}),
+        settings,
+        credit_sizes(settings, config.batching.size),
         config.batching.bucket,
         setup.ledger,
     )
@@ -235,7 +238,7 @@ def all_predictions(
     distiller.restore(state)
     credit = distiller.credit
     assert credit is not None
-    rows = credit.settings.batch
+    rows = credit.sizes.batch
     shipped = predictions(setup, state, credit, masks, batches=1, rows=rows)
     found = {"as shipped": shipped["clip"]}
     for one in trackers:

@@ -15,7 +15,7 @@ from ksel.ledger import Ledger
 from ksel.models import Tap, label_settings, new_model
 from ksel.observing import Watched
 from ksel.parts import DistillerParts
-from ksel.search_config import CreditConfig
+from ksel.search_config import CreditConfig, credit_sizes
 from ksel.signals import LiveTeacher
 from ksel.stages import build_stages
 from ksel.tasks import get_task
@@ -82,9 +82,10 @@ def random_distiller(
     ledger = Ledger()
     source = LiveTeacher(model(teacher, length, device), ledger)
     config = credit or CreditConfig()
+    sizes = credit_sizes(config, batch)
 
     def make_credit(tap: Tap) -> Credit:
-        return Credit(tap, pool, reward, TASK, "cross_entropy", 1.0, config, 1, ledger)
+        return Credit(tap, pool, reward, TASK, "cross_entropy", 1.0, config, sizes, 1, ledger)
 
     parts = DistillerParts(
         student=model(student, length, device),

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from envs.amortized import Amortized
 from envs.branches import Branched, Step, fork
+from envs.heats import Heat, run_heat
 from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
 from ksel.evaluation import predict_logits, score_split
 from ksel.machine import pick_device
-from ksel.objectives import fit_objective, objective_value
+from ksel.objectives import fit_objective, objective_rows, objective_value
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
@@ -49,6 +50,7 @@ class EnvSnapshot:
     measured_at: int
     forked_at: int
     cls: dict[str, np.ndarray]
+    ends: bool = False
 
 
 def _refuse_cuda_in_subprocess(device: torch.device) -> None:
@@ -119,8 +121,10 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     ``reset(options={"updates": n, "measure": False, "observe": True})`` sets the budget for one
     episode, and switches measuring (without it rewards are 0 and the reward split is not touched)
-    and observing (default: as ``measure``; what is measured is observed too, and credit is observed). ``"plain": True`` leaves
-    the run's stages, static weights and weight schedules out.
+    and observing (default: as ``measure``; what is measured is observed too, and credit is observed). ``"measure": "ends"``
+    measures the objective here and after the last decision alone, which is paid the drop of the whole
+    episode, unscaled; the others are paid 0, and nothing is observed unless asked for. ``"plain": True``
+    leaves the run's stages, static weights and weight schedules out.
 
     ## Version History
     * v0: first version.
@@ -191,7 +195,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         """Begin an episode with a fresh student; see the class for ``options``.
 
         Raises:
-            UsageError: an unknown option, or a budget that is no whole number from 1 on.
+            UsageError: an unknown option, a budget that is no whole number from 1 on, or a
+                ``measure`` that cannot be.
         """
         super().reset(seed=seed)
         options = options or {}
@@ -206,15 +211,19 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             raise UsageError(
                 f"DistillationEnv: updates must be a whole number from 1 on, not {updates!r}."
             )
+        observe = bool(options.get("observe", False))
+        self._check_measure(options.get("measure", True), observe)
         self._updates = int(updates)
-        self._measuring = bool(options.get("measure", True))
-        self._observing = self._measuring or bool(options.get("observe", False))
+        self._ends = options.get("measure") == "ends"
+        self._measuring = not self._ends and bool(options.get("measure", True))
+        self._observing = self._measuring or observe
         seed_of_batches = int(self.np_random.integers(2**31))
         plain = bool(options.get("plain", False))
         self.distiller.reset(seed_of_batches, self._updates, plain=plain)
         self._life = self.distiller.life
         self._features = Features(len(self.pool_names))
-        self._scale = DropScale(self.settings.reward_scale)
+        # one drop has no other drops of its episode to be scaled by
+        self._scale = DropScale("none" if self._ends else self.settings.reward_scale)
         self._exploration = Exploration(self.soft)
         self._amortized = self._new_amortized()
         self._decision = 0
@@ -229,7 +238,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._logits = None
         if self._observing:
             self._see(self.distiller.observe())
-        if self._measuring:
+        if self._measuring or self._ends:
             self._objective = self._initial = self._value(self._reward_logits())
             self._measured_at = 0
         self._running = True
@@ -266,7 +275,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if self._amortized is not None:
             scaled = self._predicted(self._amortized, updates, terminated, info)
         else:
-            scaled = self._measured(info) if self._measuring and not self._resting else 0.0
+            due = terminated if self._ends else self._measuring and not self._resting
+            scaled = self._measured(info) if due else 0.0
         return self._reward(mask, scaled, terminated), terminated
 
     # ----------------------------------------------------------------- branches
@@ -300,9 +310,29 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._forked_at = self.distiller.cursor
         return fork(self, masks, self.setup.config.branches.updates)
 
+    def heat(self, masks: np.ndarray, updates: int, doubt: float, objective: str) -> Heat:
+        """Race masks [N, K] against the first of them, go on from the lane that is kept.
+
+        For episodes that are not measured; see :func:`envs.heats.run_heat`.
+
+        Raises:
+            UsageError: a mask has the wrong shape or is not finite.
+            gymnasium.error.ResetNeeded: as :meth:`step`.
+        """
+        self._check_running()
+        return run_heat(self, masks, updates, doubt, objective)
+
+    def objective_rows(self, objective: str) -> np.ndarray:
+        """An objective on the reward split as it is now, row by row [R]; nan where it diverged."""
+        split, settings = self.setup.reward, self.settings
+        assert split.labels is not None
+        return objective_rows(
+            objective, self._reward_logits(), split.labels, self.setup.task, settings.margin_width
+        ).numpy()
+
     @property
     def measures(self) -> bool:
-        """True if this episode's decisions are rewarded."""
+        """True if each of this episode's decisions is rewarded."""
         return self._measuring
 
     @property
@@ -385,6 +415,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             self._measured_at,
             self._forked_at,
             {name: value.copy() for name, value in self._cls.items()},
+            self._ends,
         )
 
     def set_snapshot(self, state: EnvSnapshot) -> dict[str, np.ndarray]:
@@ -402,10 +433,22 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._objective, self._initial = state.objective, state.initial
         self._decision, self._updates = state.decision, state.updates
         self._measuring, self._observing = state.measuring, state.observing
+        self._ends = state.ends
         self._cls = {name: value.copy() for name, value in state.cls.items()}
         self._running = state.running
         self._measured_at, self._forked_at = state.measured_at, state.forked_at
         return self._observation()
+
+    def _check_measure(self, measure: object, observe: bool) -> None:
+        if measure not in (True, False, "ends"):
+            raise UsageError(
+                f'DistillationEnv.reset: measure must be True, False or "ends", not {measure!r}.'
+            )
+        if measure == "ends" and observe and self.distiller.credit is not None:
+            raise UsageError(
+                'DistillationEnv.reset: measure "ends" with observe pays no predicted drops. Leave '
+                "observe out, or set --env.reward measured."
+            )
 
     def _check_running(self) -> None:
         if not self._running:
@@ -504,7 +547,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         return drop
 
     def _reward(self, mask: np.ndarray, scaled: float, terminated: bool) -> float:
-        if not self._measuring:
+        if not (self._measuring or (self._ends and terminated)):
             return 0.0
         reward = scaled - self.settings.cost_per_type * float(mask.sum())
         if self.settings.exploration:

@@ -13,6 +13,7 @@ import numpy as np
 
 from envs.branches import Branched, Step
 from envs.distillation import DistillationEnv
+from envs.heats import Heat
 from ksel.ledger import Ledger
 from ksel.tracking import Tracker
 from ksel.trajectory import DecisionRow, ScheduleWriter
@@ -30,7 +31,8 @@ class Recorder(gym.Wrapper):
         stage: ``search``, ``final`` or ``reference:<name>``.
         writer: where rows go.
         tracker: where measurements go; None = nowhere.
-        on_decision: called as ``on_decision(updates, reward, info)`` after each decision.
+        on_decision: called as ``on_decision(updates, reward, info)`` after each decision; the reward
+            is nan where none was measured or predicted.
         one_life: the first reset is the only one: later ones give the last observation again and
             leave the student as it is (Stable-Baselines3 resets after the last decision).
 
@@ -163,11 +165,21 @@ class Recorder(gym.Wrapper):
             self._record(step)
         return branched
 
+    def heat(self, masks: np.ndarray, updates: int, doubt: float, objective: str) -> Heat:
+        """Race, see :meth:`DistillationEnv.heat`; the decisions of the lane that is kept are recorded."""
+        start = time.perf_counter()
+        heat = self.inner.heat(masks, updates, doubt, objective)
+        self.seconds += time.perf_counter() - start
+        self._last = heat.observation
+        for step in heat.steps:
+            self._record(step)
+        return heat
+
     def _record(self, step: Step) -> None:
         """Write a decision down and show it."""
         played = time.perf_counter()
         reward, info = step.reward, step.info
-        paid_for = {"objective", "reason"} | ({"predicted"} if self.inner.measures else set())
+        paid_for = {"drop", "reason"} | ({"predicted"} if self.inner.measures else set())
         rewarded = not paid_for.isdisjoint(info)
         if self._decision == 0:
             self.rewards.append(0.0)
@@ -184,7 +196,7 @@ class Recorder(gym.Wrapper):
                 self.stage, self.updates_done, action=step.action, reward=paid, info=info
             )
         if self.on_decision is not None:
-            self.on_decision(info["update"], reward, info)
+            self.on_decision(info["update"], paid, info)
         self.recording_seconds += time.perf_counter() - played
 
     def _row(self, step: Step, reward: float) -> DecisionRow:

@@ -197,13 +197,28 @@ class BestStaticConfig:
     """The best fixed mask, found by successive halving in a search as long as the others'."""
 
     candidates: int = 20
-    """Masks that are compared: all on, each type alone, the label with each other type, all but one,
-    then random ones; fewer where the search has no room for as many."""
+    """Masks that are compared: all on, masks without whole families of types, each type alone, the
+    label with each other type, all but one, then random ones; fewer where the search has no room for as many."""
     eta: int = 3
     """After each round one in eta masks goes on, with plays about eta times as long."""
     least: int = 5
-    """Decisions of the shortest play; where the first round would have shorter ones, fewer masks are
-    compared."""
+    """Decisions (of env.phase_steps updates) of the shortest play; where the first round would have
+    shorter ones, fewer masks are compared."""
+
+
+@dataclass
+class RaceConfig:
+    """race: masks race against each other inside the one student's life."""
+
+    share: float = 0.4
+    """What the lanes that are given up may cost at most, as a share of the step budget."""
+    least: int = 24
+    """Updates of a heat at least; where the share has no room for one this long, it is shorter."""
+    doubt: float = 2.5
+    """Standard errors (paired, over the rows of the reward split) by which a challenger has to be
+    ahead; lower: switches sooner, and on chance."""
+    objective: Literal["calibrated", "cross_entropy"] = "calibrated"
+    """What heats compare, see --env.objective; calibrated does not mistake a shifted scale for skill."""
 
 
 @dataclass

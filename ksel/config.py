@@ -16,6 +16,7 @@ from ksel.agent_config import (
     EpisodesConfig,
     GreedyConfig,
     PPOConfig,
+    RaceConfig,
     RandomConfig,
     StaticConfig,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "KnowledgeConfig",
     "OptimConfig",
     "PPOConfig",
+    "RaceConfig",
     "RandomConfig",
     "RowsConfig",
     "RunConfig",
@@ -236,13 +238,16 @@ class KnowledgeConfig:
     """Temperature of sample_contrastive."""
     relation_heads: int | None = None
     """Heads R of query_relation, key_relation and value_relation; null = the teacher's heads."""
-    balance: Literal["ema", "none"] = "ema"
-    """ema: divide each loss by its running size, so that all are of order 1; none: leave it."""
+    balance: Literal["ema", "none", "gradient"] = "ema"
+    """ema: divide each loss by its running size, so that all are of order 1; gradient: by the
+    running norm of its gradient, so that all pull alike; none: leave it."""
+    balance_every: int = 10
+    """balance gradient: updates between two measurements of the norms."""
     ema_decay: float = 0.98
-    """Decay of the running size per update."""
+    """Decay of the running size, or norm, per update."""
     max_gain: float = 100.0
-    """balance ema multiplies no loss by more than this: a loss near 0, where the student matches
-    the teacher already, is left small."""
+    """balance ema and gradient multiply no loss by more than this: a loss near 0, where the student
+    matches the teacher already, is left small."""
     weights: dict[str, float] = field(default_factory=dict)
     """Static weight of a knowledge type by its name, on top of the balance; missing = 1."""
     weight_schedules: dict[str, Literal["growth", "decay"]] = field(default_factory=dict)
@@ -327,8 +332,8 @@ class RunConfig:
     task: str = "qnli"
     """cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, squad, squad_v2, or custom (see --custom)."""
     agent: str = "a2c"
-    """Who chooses the mask: all_action, greedy, a2c, ppo, ddpg, bandit, best_static, static, random_hard, random_soft,
-    annealed, round_robin, dynamic."""
+    """Who chooses the mask: all_action, race, greedy, a2c, ppo, ddpg, bandit, best_static, static, random_hard,
+    random_soft, annealed, round_robin, dynamic."""
     method: str | None = None
     """A published method by name (a file of configs/methods); null = your own mix."""
     data: str | None = None
@@ -393,6 +398,7 @@ class RunConfig:
     dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     static: StaticConfig = field(default_factory=StaticConfig)
     best_static: BestStaticConfig = field(default_factory=BestStaticConfig)
+    race: RaceConfig = field(default_factory=RaceConfig)
     random: RandomConfig = field(default_factory=RandomConfig)
     annealed: AnnealedConfig = field(default_factory=AnnealedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -24,7 +24,7 @@ from ksel.knowledge import KnowledgePool, mean_loss
 from ksel.ledger import Ledger
 from ksel.models import Tap
 from ksel.objectives import Fit, objective_loss
-from ksel.search_config import CreditConfig
+from ksel.search_config import CreditConfig, CreditSizes
 from ksel.tasks import Task
 from ksel.types import Batch, Needs, Signals
 
@@ -79,6 +79,7 @@ class Credit:
         objective: name of the objective, see :mod:`ksel.objectives`.
         margin_width: of the ``margin`` objective.
         settings: how credit is measured.
+        sizes: on how many rows, see :func:`ksel.search_config.credit_sizes`.
         bucket: batches of the reward split that are sorted by length together.
         ledger: where the work is counted.
         limit: norm to which gradients are clipped; 0 = they are not.
@@ -96,6 +97,7 @@ class Credit:
         objective: str,
         margin_width: float,
         settings: CreditConfig,
+        sizes: CreditSizes,
         bucket: int,
         ledger: Ledger,
         limit: float = 1.0,
@@ -104,7 +106,8 @@ class Credit:
         self.tap = Tap(tap.model)
         self.pool, self.reward, self.task = pool, reward, task
         self.objective, self.margin_width = objective, margin_width
-        self.settings, self.bucket, self.ledger = settings, bucket, ledger
+        self.settings, self.sizes = settings, sizes
+        self.bucket, self.ledger = bucket, ledger
         self.clips = settings.clip and limit > 0
         self.decay = max(0.0, 1.0 - settings.every / settings.horizon)
         self.needs = Needs.union(type.student for type in pool)
@@ -133,7 +136,7 @@ class Credit:
 
     def seed(self, data_seed: int) -> None:
         """Set the order of the held-out rows alone."""
-        rows = min(self.settings.rows, len(self.reward))
+        rows = min(self.sizes.rows, len(self.reward))
         self.order = BatchOrder(self.reward.lengths, rows, self.bucket, data_seed)
 
     def _named(self) -> dict[str, Tensor]:
@@ -167,7 +170,7 @@ class Credit:
         gram_due = self.clips and (update % settings.clip_every == 0 or np.isnan(state.gram).any())
         if not (slopes_due or gram_due):
             return
-        part = few_rows(batch, settings.batch)
+        part = few_rows(batch, self.sizes.batch)
         teachers = teach(part)
         if slopes_due:
             with self.ledger.time("credit", len(part)):
@@ -266,6 +269,10 @@ class Credit:
         cosines = products / lengths / lengths[:, None]
         true = torch.stack([torch.as_tensor(s) for s in squares]).sqrt()
         return _numbers(cosines * true * true[:, None])
+
+    def gradient_norms(self) -> np.ndarray:
+        """[K] norms of the losses' gradients when they were last compared; nan = not known."""
+        return np.sqrt(self.state.gram.diagonal())
 
     def _losses(self, batch: Batch, teachers: list[Signals], weights: dict[str, Tensor]) -> Tensor:
         student = self.tap(batch, self.needs, weights)

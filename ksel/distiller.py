@@ -11,11 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ksel.balance import RunningSizes
+from ksel.balance import (
+    RunningSizes,
+    divisor,
+    is_due,
+    new_norms,
+    new_sizes,
+    set_weights,
+    unseen,
+)
 from ksel.credit import Credit, predict
 from ksel.data import BatchOrder
 from ksel.embeddings import LazyRows, trains, word_embeddings
 from ksel.errors import UsageError
+from ksel.first_use import first_losses, first_norms
 from ksel.generator import OwnGenerator
 from ksel.gradients import SeparateGradients, add_together
 from ksel.knowledge import mean_loss, units
@@ -40,6 +49,8 @@ class Distiller:
     Attributes:
         cursor: updates done.
         updates: the step budget.
+        sizes, norms: running sizes of the losses and, under ``balance: gradient``, of their
+            gradients' norms.
         stages, ends: of this life: the stages, and the update after the last one of each.
         life: changes whenever the student becomes another one (reset, restore), so that whoever
             trains it can tell that it is still theirs.
@@ -94,7 +105,8 @@ class Distiller:
             torch._foreach_zero_(self._moments)
         count = len(self.pool)
         knowledge = self.parts.knowledge
-        self.sizes = RunningSizes.zeros(count, knowledge.ema_decay, 1.0 / knowledge.max_gain)
+        self.sizes = new_sizes(knowledge, count)
+        self.norms = new_norms(knowledge, count)
         self.checked = np.zeros(count, dtype=bool)
         self.cursor = 0
         self.updates = updates
@@ -118,6 +130,7 @@ class Distiller:
             moments,
             self.generator.state.clone(),
             self.sizes.copy(),
+            self.norms.copy(),
             self.checked.copy(),
             self.cursor,
             self.updates,
@@ -132,7 +145,7 @@ class Distiller:
             torch._foreach_copy_(self.tensors, state.weights)
             torch._foreach_copy_(self._moments, state.moments)
         self.generator.state = state.rng.clone()
-        self.sizes = state.sizes.copy()
+        self.sizes, self.norms = state.sizes.copy(), state.norms.copy()
         self.checked = state.checked.copy()
         self.cursor, self.updates = state.cursor, state.updates
         self._set_stages(state.plain, state.updates)
@@ -242,7 +255,7 @@ class Distiller:
         each = np.full(len(self.pool), math.nan)
         if credit is not None and self.credit is not None:
             self.credit.measure(self.cursor, batch, self._teach, self.optimizer)
-            each = self._unit_weights(self.credit.state.losses)
+            each = self._unit_weights(self.credit)
         if active:
             self._learn(batch, scheduled, active, record, observe)
         elif observe:
@@ -260,18 +273,18 @@ class Distiller:
         """Each teacher's signals for all types of the pool."""
         return self._taught(batch, range(len(self.pool)))
 
-    def _unit_weights(self, losses: np.ndarray) -> np.ndarray:
+    def _unit_weights(self, credit: Credit) -> np.ndarray:
         """[K] what each loss is multiplied with in this update where its action is 1.
 
-        Args:
-            losses: [K] what a type that was never selected would be divided by.
+        A type that was never selected is taken to be divided by what ``credit`` measured of it.
         """
-        weights = np.ones(len(self.pool))
+        weights = self.static_weights
         if not self.plain:
-            weights = np.array(self.pool.weights) * self.pool.factors(self.place.progress)
-        if self.parts.knowledge.balance == "ema":
-            first = np.maximum(losses, self.sizes.least)
-            weights /= np.where(self.sizes.counts > 0, self.sizes.values(), first)
+            weights = weights * self.pool.factors(self.place.progress)
+        if self._balances_gradients:
+            return weights / self.norms.values_or(credit.gradient_norms())
+        if self._divisor is not None:
+            return weights / self._divisor.values_or(credit.state.losses)
         return weights
 
     def _predict(
@@ -301,14 +314,16 @@ class Distiller:
         optim = self.parts.optim
         micro = batch.split(optim.accumulate)
         amounts = [units(self.pool.types[k].unit, batch) for k in range(len(self.pool))]
-        fresh = self._fresh(active)
-        if fresh and len(micro) > 1:
-            self._first_sizes(fresh, micro, amounts)
+        fresh = unseen(self._divisor, active)
+        if fresh and self._balances_gradients:
+            self.norms.note_some(first_norms(self, fresh, batch, micro, amounts))
+        elif fresh and len(micro) > 1:
+            self.sizes.note_some(first_losses(self, fresh, micro, amounts))
         sums = torch.zeros(len(self.pool), device=self.device)
         off = [k for k in self._observable(active) if k not in active] if observe else []
         observed = Observed(self.watched)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._own_dropout(), self._lazy.of(batch.input_ids) if self._lazy else nullcontext():
+        with self._own_dropout(), self._own_rows(batch):
             separate = self._separate_gradients(active, len(micro))
             for number, part in enumerate(micro):
                 student, teachers = self._signals(part, active + off, observe=observe)
@@ -318,10 +333,10 @@ class Distiller:
                         sums[k] += self._share(k, student, teachers, part, amounts[k])
                     for k, value in values.items():
                         sums[k] += value
-                if fresh and len(micro) == 1:
-                    self._note_first({k: values[k].item() for k in fresh})
+                if fresh and len(micro) == 1 and not self._balances_gradients:
+                    self.sizes.note_some({k: values[k].item() for k in fresh})
                 if number == 0:
-                    self._set_weights(action, active, record)
+                    set_weights(record, action, self.static_weights, active, self._divisor)
                     self._expect(active + off)
                 self._backward(values, record.weight, separate, len(part))
                 if observe:
@@ -332,6 +347,8 @@ class Distiller:
         self._step(record)
         # Only what was trained on counts: looking at the student must not change it.
         self.sizes.note(np.where(action > 0, record.loss, math.nan))
+        if separate is not None and is_due(self.parts.knowledge, self.cursor):
+            self.norms.note_some({k: n for k, n in separate.norms.items() if k not in fresh})
         observed.write(record)
 
     def _share(
@@ -348,9 +365,7 @@ class Distiller:
         separate: SeparateGradients | None,
         examples: int,
     ) -> None:
-        for k, value in values.items():
-            if not value.requires_grad:
-                raise self._no_gradient(k)
+        self._check_graphs(values)
         with self.ledger.time("student_backward", examples):
             if separate is None:
                 add_together(values, weight)
@@ -374,44 +389,38 @@ class Distiller:
 
     # ----------------------------------------------------------------- balance
 
-    def _fresh(self, active: list[int]) -> list[int]:
-        """Types selected for the first time, where sizes matter."""
-        if self.parts.knowledge.balance != "ema":
-            return []
-        return [k for k in active if self.sizes.counts[k] == 0]
+    @property
+    def static_weights(self) -> np.ndarray:
+        """[K] the run's static weights; 1 where they are left out."""
+        return np.ones(len(self.pool)) if self.plain else np.array(self.pool.weights)
 
-    def _set_weights(self, action: np.ndarray, active: list[int], record: Update) -> None:
-        """Scale and weight of each selected type, from the updates before this one."""
-        if self.parts.knowledge.balance == "ema":
-            record.scale[:] = self.sizes.values()
-        for k in active:
-            static = 1.0 if self.plain else self.pool.weights[k]
-            record.weight[k] = action[k] * static / record.scale[k]
+    @property
+    def _balances_gradients(self) -> bool:
+        return self.parts.knowledge.balance == "gradient"
 
-    def _first_sizes(self, fresh: list[int], micro: list[Batch], amounts: list[Tensor]) -> None:
-        """A type selected for the first time: its size is its loss on this whole batch."""
-        first = dict.fromkeys(fresh, 0.0)
-        with torch.no_grad(), self._own_dropout(keep=False):
-            for part in micro:
-                student, teachers = self._signals(part, fresh)
-                for k in fresh:
-                    first[k] += self._share(k, student, teachers, part, amounts[k]).item()
-        self._note_first(first)
+    @property
+    def _divisor(self) -> RunningSizes | None:
+        return divisor(self.parts.knowledge, self.sizes, self.norms)
 
-    def _note_first(self, losses: dict[int, float]) -> None:
-        first = np.full(len(self.pool), math.nan)
-        first[list(losses)] = list(losses.values())
-        self.sizes.note(first)
+    def _shares(self, wanted: list[int], part: Batch, amounts: list[Tensor]) -> dict[int, Tensor]:
+        """Shares of some types' losses, from forward passes of their own."""
+        student, teachers = self._signals(part, wanted)
+        return {k: self._share(k, student, teachers, part, amounts[k]) for k in wanted}
 
     # ----------------------------------------------------------------- checks
 
     def _separate_gradients(self, active: list[int], parts: int) -> SeparateGradients | None:
         """Norms are measured at the cadence, and until each selected type was seen to have one."""
-        every = self.parts.optim.grad_norm_every
-        due = every > 0 and self.cursor % every == 0
-        if due or not all(self.checked[k] for k in active):
+        if self._norms_due or not all(self.checked[k] for k in active):
             return SeparateGradients(self._leaves, parts)
         return None
+
+    @property
+    def _norms_due(self) -> bool:
+        """True in the updates in which norms are recorded, or the balance needs them."""
+        every = self.parts.optim.grad_norm_every
+        recorded = every > 0 and self.cursor % every == 0
+        return recorded or is_due(self.parts.knowledge, self.cursor)
 
     def _keep_norms(self, norms: dict[int, float], record: Update) -> None:
         for k, norm in norms.items():
@@ -425,6 +434,11 @@ class Distiller:
     def _leaves(self) -> list[Tensor]:
         """What an update takes gradients of."""
         return [*self.parameters, *([self._lazy.rows] if self._lazy else [])]
+
+    def _check_graphs(self, values: dict[int, Tensor]) -> None:
+        for k, value in values.items():
+            if not value.requires_grad:
+                raise self._no_gradient(k)
 
     def _no_gradient(self, k: int) -> UsageError:
         name = self.pool.names[k]
@@ -502,6 +516,10 @@ class Distiller:
             for k in range(len(self.pool))
             if self.pool.types[k].source in runs or self._is_free(k)
         )
+
+    def _own_rows(self, batch: Batch) -> AbstractContextManager[None]:
+        """Lazy word embeddings: the rows of this batch's tokens stand in for all."""
+        return self._lazy.of(batch.input_ids) if self._lazy else nullcontext()
 
     def _own_dropout(self, *, keep: bool = True) -> AbstractContextManager[None]:
         """Dropout masks come from the student's own generator; ``keep`` advances it."""

@@ -39,18 +39,25 @@ class SeparateGradients:
         self._sums: dict[int, list[Tensor | None]] = {}
         self._added: dict[int, int] = {}
 
-    def add(self, losses: dict[int, Tensor], weight: np.ndarray) -> None:
-        """Add the gradients of one micro-batch; arguments as of :func:`add_together`."""
+    def add(self, losses: dict[int, Tensor], weight: np.ndarray | None) -> None:
+        """Add the gradients of one micro-batch; arguments as of :func:`add_together`.
+
+        Without weights the norms are measured, and the parameters' own gradients left alone.
+        """
         for k, loss in losses.items():
             grads = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
-            for parameter, grad in zip(self.parameters, grads, strict=True):
-                if grad is None:
-                    continue
-                if parameter.grad is None:
-                    parameter.grad = grad * float(weight[k])
-                else:
-                    parameter.grad.add_(grad, alpha=float(weight[k]))
+            if weight is not None:
+                self._put(grads, float(weight[k]))
             self._note(k, list(grads))
+
+    def _put(self, grads: Sequence[Tensor | None], weight: float) -> None:
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            if grad is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = grad * weight
+            else:
+                parameter.grad.add_(grad, alpha=weight)
 
     def _note(self, k: int, grads: list[Tensor | None]) -> None:
         before = self._sums.pop(k, [None] * len(grads))

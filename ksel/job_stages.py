@@ -124,9 +124,9 @@ def search_stage(
 
     def show(update: int, reward: float, info: dict[str, Any]) -> None:
         _say_trust(job, info)
-        bar.advance(
-            loss=training_loss(info), reward=reward, objective=info.get("objective", math.nan)
-        )
+        figures = {"reward": reward, "objective": info.get("objective", math.nan)}
+        known = {name: value for name, value in figures.items() if math.isfinite(value)}
+        bar.advance(loss=training_loss(info), **known)
 
     recorder = _search_recorder(job, env, tracker, show)
     if inside is not None:
@@ -208,7 +208,7 @@ class OnTheWay:
     def show(self, update: int, reward: float, info: dict[str, Any]) -> None:
         """See :data:`envs.recording.OnDecision`."""
         _say_trust(self.job, info)
-        rewards = {"reward": reward} if self.measured else {}
+        rewards = {"reward": reward} if self.measured and math.isfinite(reward) else {}
         self.bar.advance(update - self.done, loss=training_loss(info), **rewards, **self.curve)
         self.done = update
 
@@ -265,11 +265,14 @@ def distil(
     job.costs[stage] = stage_cost(spent, played.seconds)
     bar.close()
     write_schedule(job)
-    job.students.append(_figures(job, role.name, metrics, played))
+    learned = role.actor.figures() if isinstance(role.actor, Learner) else {}
+    job.students.append({**_figures(job, role.name, metrics, played), "learned": learned})
     rows = job.writer.rows(stage)
     actions = np.stack([row.action for row in rows])
     updates = np.array([row.update for row in rows])
     tracker.heat_map(stage, actions, updates, setup.distiller.ends)
+    for line in learned.get("says", ()):
+        job.progress.say(line)
     early = f" (ended after {played.updates} updates: {played.reason})" if played.reason else ""
     job.progress.say(f"student {role.name}: {_words(metrics)}{early}")
 

@@ -56,8 +56,7 @@ def objective_value(
         UsageError: unknown name, ``margin`` for regression, a width that is not positive.
     """
     check_objective(name, task)
-    padded = logits == -torch.inf if task.is_span else torch.zeros_like(logits, dtype=torch.bool)
-    if not bool((torch.isfinite(logits) | padded).all()):
+    if not _usable(logits, task):
         return math.nan
     logits = logits.double()
     fit = fit_objective(name, logits, labels, task)
@@ -122,18 +121,61 @@ def objective_loss(
     Raises:
         UsageError: a width that is not positive.
     """
+    return _losses(name, logits, labels, task, margin_width, fit, "mean")
+
+
+def objective_rows(
+    name: str, logits: Tensor, labels: Tensor, task: Task, margin_width: float
+) -> Tensor:
+    """The objective row by row, for paired comparisons; its mean is :func:`objective_value`.
+
+    ``calibrated`` is fitted to all rows together. The two choices of a span count half each.
+
+    Arguments as of :func:`objective_value`.
+
+    Returns:
+        [N] float64; nan everywhere where a logit is not finite (but for the padding of spans).
+
+    Raises:
+        UsageError: as :func:`objective_value`.
+    """
+    check_objective(name, task)
+    if not _usable(logits, task):
+        return torch.full((len(logits),), math.nan, dtype=torch.float64)
+    logits = logits.double()
+    fit = fit_objective(name, logits, labels, task)
+    return (
+        _losses(name, logits, labels, task, margin_width, fit, "none").view(len(logits), -1).mean(1)
+    )
+
+
+def _usable(logits: Tensor, task: Task) -> bool:
+    padded = logits == -torch.inf if task.is_span else torch.zeros_like(logits, dtype=torch.bool)
+    return bool((torch.isfinite(logits) | padded).all())
+
+
+def _losses(
+    name: str,
+    logits: Tensor,
+    labels: Tensor,
+    task: Task,
+    margin_width: float,
+    fit: Fit,
+    reduction: str,
+) -> Tensor:
     if name == "calibrated":
         logits = logits * fit.slope + fit.intercept
     if task.is_regression:
-        return F.mse_loss(logits[:, 0], labels.to(logits.dtype))
+        return F.mse_loss(logits[:, 0], labels.to(logits.dtype), reduction=reduction)
     logits, labels = _choices(logits, labels, task)
     if name != "margin":
-        return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits, labels, reduction=reduction)
     if margin_width <= 0:
         raise UsageError(f"--env.margin_width: {margin_width}; give a width above 0 (logits).")
     own = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    return torch.sigmoid((others - own) / margin_width).mean()
+    values = torch.sigmoid((others - own) / margin_width)
+    return values.mean() if reduction == "mean" else values
 
 
 def _choices(logits: Tensor, labels: Tensor, task: Task) -> tuple[Tensor, Tensor]:

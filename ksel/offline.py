@@ -77,6 +77,7 @@ def main(argv: list[str]) -> int:
     own = parse(argv)
     runs = [open_run(folder) for folder in own.runs]
     _refuse_other_rewards(runs)
+    _refuse_whole_plays(runs)
     logged = load(*own.runs, stages=own.stages)
     payment = payment_of(runs, own.reward == "drop")
     _refuse_unpaid(logged, payment)
@@ -261,6 +262,16 @@ def payment_of(runs: Sequence[SavedRun], drops: bool) -> Payment:
     bonus = env.exploration != 0 or env.final_metric != 0
     limit = {"running": LIMIT, "quantile": 1.0, "none": math.inf}[env.reward_scale]
     return Payment(env.cost_per_type, drops, limited, bonus, env.reward_scale, limit)
+
+
+def _refuse_whole_plays(runs: Sequence[SavedRun]) -> None:
+    for run in runs:
+        if run.config.agent == "best_static":
+            raise UsageError(
+                f"RUN: {run.folder} is of best_static, which is paid once for a whole play, so that no "
+                f"decision has a reward of its own. Give runs of an agent that is paid for each one "
+                f"(a2c, ppo, all_action, bandit, greedy, ...)."
+            )
 
 
 def _refuse_unpaid(logged: Trajectories, payment: Payment) -> None:

@@ -7,6 +7,7 @@ from ksel.data import updates_per_epoch
 from ksel.errors import UsageError
 from ksel.knowledge import KnowledgePool, build_pool
 from ksel.machine import pick_device
+from ksel.search_config import credit_sizes
 from ksel.stacked_memory import GIB, free_bytes
 from ksel.stages import stage_ends, stage_shares
 from ksel.students import StudentPlan, plan_student
@@ -94,15 +95,26 @@ def check_credit(config: RunConfig, pool: KnowledgePool, rows: int) -> None:
         UsageError: names the option.
     """
     settings = config.credit
-    if settings.rows > rows:
+    sizes = credit_sizes(settings, config.batching.size)
+    if sizes.rows > rows:
+        half = f" (half of --batching.size {config.batching.size})" if settings.rows is None else ""
         raise UsageError(
-            f"--credit.rows: a held-out gradient of {settings.rows} rows is more than the reward "
-            f"split has ({rows}). Lower it, or raise --rows.reward."
+            f"--credit.rows: a held-out gradient of {sizes.rows} rows{half} is more than the reward "
+            f"split has ({rows}). Give fewer, or raise --rows.reward."
         )
     if settings.embeddings and config.optim.embeddings != "train":
         raise UsageError(
             f"--credit.embeddings: the embeddings are {config.optim.embeddings}, so they have no "
             f"part in the direction. Leave it out, or set --optim.embeddings train."
+        )
+    clips = settings.clip and config.optim.max_grad_norm > 0
+    if config.knowledge.balance == "gradient" and not clips:
+        option = "--optim.max_grad_norm 0" if settings.clip else "--credit.clip false"
+        raise UsageError(
+            f"--knowledge.balance gradient: credit (--env.reward amortized) has to know the gradient "
+            f"norms of types that were never selected, and {option} keeps it from measuring them. "
+            f"Set --credit.clip true and --optim.max_grad_norm above 0, or --knowledge.balance ema, "
+            f"or --env.reward measured."
         )
     coupled = [type.spec for type in pool if type.couples]
     if coupled and settings.batch == 1:

@@ -22,7 +22,8 @@ class Update:
 
     Attributes:
         loss: raw losses of the batch.
-        scale: running size each loss was divided by (1 without balance).
+        scale: running size each loss was divided by, under ``balance: gradient`` the running norm
+            of its gradient (1 without balance).
         weight: what each loss was multiplied with in all: action x static weight / scale.
         grad_norm: norm of each selected type's own gradient of the weighted loss, where measured.
         clip_norm: norm of the whole gradient before clipping; 0 if nothing was selected.
@@ -59,6 +60,7 @@ class Snapshot:
     moments: list[Tensor]
     rng: Tensor
     sizes: RunningSizes
+    norms: RunningSizes
     checked: np.ndarray
     cursor: int
     updates: int

@@ -26,7 +26,7 @@ MODES = ("validate", "schedule", "policy")
 NO_EFFECT = (
     *("agent", "name", "references", "evaluations", "rows.dev_on_the_way", "env.actions"),
     *("search", "students", "vectorize", "branches", "episodes", "method", "checkpoint"),
-    *("all_action", "greedy", "a2c", "ppo", "ddpg", "bandit", "best_static"),
+    *("all_action", "greedy", "a2c", "ppo", "ddpg", "bandit", "best_static", "race"),
     *("static", "random", "annealed", "dynamic"),
 )
 """Settings that only a search, a new agent or a measurement on the way reads."""

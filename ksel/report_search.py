@@ -17,6 +17,9 @@ def search(run: Run) -> str:
     """What happened before the final student."""
     numbers = [episode for stage, episode in run.stages if stage == "search"]
     if (run.summary.get("cost") or {}).get("online"):
+        heats = ((run.summary.get("students") or [{}])[0].get("learned") or {}).get("heats")
+        if heats:
+            return _heats(heats, run.fact("pool") or [])
         return missing("There were no episodes: the agent learned while the final student trained.")
     if run.schedule is None or not numbers:
         return missing("There was no search: the agent does not learn, or the run ended before.")
@@ -50,6 +53,26 @@ def _students(record: Mapping[str, Any]) -> str:
         return ""
     how = {"vmap": "in one batched step (vmap)", "loop": "one after the other (loop)"}
     return note(f"{count} students side by side, {how.get(mode, mode)}.")
+
+
+def _heats(heats: Sequence[Mapping[str, Any]], pool: Sequence[str]) -> str:
+    """The heats of a race: who challenged whom, and how it went."""
+    rows = []
+    for heat in heats:
+        masks = [
+            "".join("&#9679;" if name in heat[who] else "&middot;" for name in pool)
+            for who in ("incumbent", "challenger")
+        ]
+        values = [number(v, ".4g") if v is not None else "diverged" for v in heat["objectives"]]
+        t = number(heat["t"], "+.1f") if heat["t"] is not None else "&infin;"
+        over = "takes over" if heat["taken"] else "given up"
+        rows.append([f"{heat['start']}&ndash;{heat['end']}", *masks, *values, t, over])
+    heads = ["updates", "mask", "challenger", "objective", "challenger's", "t", "challenger"]
+    return note(
+        "Heats: the student was forked, one lane kept its mask, the other had a challenger's, on the "
+        "same batches. t is how far the challenger was ahead on the reward split, in standard errors "
+        f"over its rows. One dot for each of {', '.join(map(str, pool))}."
+    ) + table(heads, rows)
 
 
 def _plays(plays: Sequence[Mapping[str, Any]], pool: Sequence[str]) -> str:

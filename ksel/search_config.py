@@ -10,14 +10,15 @@ from typing import Literal
 class CreditConfig:
     """Credit: the predicted drop of the objective on the reward split owed to each knowledge type."""
 
-    rows: int = 16
-    """Rows of the reward split in one held-out gradient."""
+    rows: int | None = None
+    """Rows of the reward split in one held-out gradient; null = half of --batching.size."""
     every: int = 2
     """Updates between two held-out gradients."""
     horizon: int = 20
     """Updates over which the running average of held-out gradients reaches."""
-    batch: int = 8
-    """Rows of the training batch on which the derivatives of the K losses are taken; 0 = all."""
+    batch: int | None = None
+    """Rows of the training batch on which the derivatives of the K losses are taken; 0 = all; null = a
+    quarter of --batching.size."""
     interval: int = 2
     """Updates between two passes for the derivatives; between them the last ones hold."""
     window: int = 10
@@ -33,6 +34,35 @@ class CreditConfig:
     """Take into account that gradients are clipped, so that types share a limited length."""
     clip_every: int = 50
     """Updates between two measurements of how the types' gradients lie to each other."""
+
+
+@dataclass(frozen=True)
+class CreditSizes:
+    """How many rows credit looks at.
+
+    Attributes:
+        rows: of the reward split, in one held-out gradient.
+        batch: of the training batch, for the derivatives; 0 = all.
+    """
+
+    rows: int
+    batch: int
+
+
+def credit_sizes(settings: CreditConfig, batch_size: int) -> CreditSizes:
+    """What ``rows`` and ``batch`` stand for: as given, or half and a quarter of B (two rows at least).
+
+    So the share of an update that credit costs does not depend on the size of the batch. Types that
+    compare rows with each other need two.
+
+    Args:
+        settings: of credit.
+        batch_size: B, rows of one update, ``batching.size``.
+    """
+    least = min(2, batch_size)
+    rows = max(least, batch_size // 2) if settings.rows is None else settings.rows
+    batch = max(least, batch_size // 4) if settings.batch is None else settings.batch
+    return CreditSizes(rows, batch)
 
 
 @dataclass

@@ -37,6 +37,7 @@ from ksel.planning import (
     plan_models,
     step_budget,
 )
+from ksel.search_config import credit_sizes
 from ksel.signals import TeacherSource
 from ksel.stages import Stage, build_stages
 from ksel.students import StudentPlan, build_student, check_vocabulary
@@ -299,6 +300,7 @@ def _make_credit(
 ) -> Callable[[Tap], Credit]:
     """What makes the measure of a student's credit."""
     env, limit = config.env, config.optim.max_grad_norm
+    sizes = credit_sizes(config.credit, config.batching.size)
 
     def make(tap: Tap) -> Credit:
         return Credit(
@@ -309,6 +311,7 @@ def _make_credit(
             env.objective,
             env.margin_width,
             config.credit,
+            sizes,
             config.batching.bucket,
             ledger,
             limit,

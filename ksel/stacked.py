@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ksel.balance import RunningSizes
+from ksel.balance import RunningSizes, new_norms, new_sizes
 from ksel.data import Split
 from ksel.distiller import Distiller
 from ksel.errors import UsageError
@@ -33,6 +33,7 @@ class StackedSnapshot:
     moments: list[Tensor]
     rng: list[Tensor]
     sizes: list[RunningSizes]
+    norms: list[RunningSizes]
     checked: np.ndarray
     reasons: list[str | None]
     cursor: int
@@ -58,7 +59,7 @@ class StackedDistiller:
         parameters: those of the distiller that change, see :func:`ksel.stacked_memory.changing`.
         weights: each of them as [N, ...].
         moments: each tensor of AdamW's state as [N, ...].
-        sizes: N running sizes.
+        sizes, norms: N running sizes of losses, and of their gradients' norms.
         checked: [N, K] bool, types whose gradient was seen.
         reasons: for each student why it diverged; None = it did not. One that did stays as it
             was before that update until it is renewed.
@@ -113,6 +114,7 @@ class StackedDistiller:
         core.reset(data_seed, updates, plain=plain)
         self._life = core.life
         self.sizes = [core.sizes.copy() for _ in range(count)]
+        self.norms = [core.norms.copy() for _ in range(count)]
         self.checked = np.zeros((count, len(core.pool)), dtype=bool)
         self.rng = [core.generator.state.clone() for _ in range(count)]
         self.reasons: list[str | None] = [None] * count
@@ -124,9 +126,8 @@ class StackedDistiller:
         core = self.distiller
         knowledge = core.parts.knowledge
         self._fresh_weights(student)
-        self.sizes[student] = RunningSizes.zeros(
-            len(core.pool), knowledge.ema_decay, 1.0 / knowledge.max_gain
-        )
+        self.sizes[student] = new_sizes(knowledge, len(core.pool))
+        self.norms[student] = new_norms(knowledge, len(core.pool))
         self.checked[student] = False
         self.reasons[student] = None
 
@@ -146,6 +147,7 @@ class StackedDistiller:
             [t.clone() for t in self.moments],
             [state.clone() for state in self.rng],
             [sizes.copy() for sizes in self.sizes],
+            [norms.copy() for norms in self.norms],
             self.checked.copy(),
             list(self.reasons),
             core.cursor,
@@ -164,6 +166,7 @@ class StackedDistiller:
         torch._foreach_copy_(self.moments, state.moments)
         self.rng = [rng.clone() for rng in state.rng]
         self.sizes = [sizes.copy() for sizes in state.sizes]
+        self.norms = [norms.copy() for norms in state.norms]
         self.checked = state.checked.copy()
         self.reasons = list(state.reasons)
 
@@ -182,6 +185,7 @@ class StackedDistiller:
             stack.copy_(t.expand_as(stack))
         count = self.students
         self.sizes = [state.sizes.copy() for _ in range(count)]
+        self.norms = [state.norms.copy() for _ in range(count)]
         self.checked = np.repeat(state.checked[None], count, axis=0)
         self.rng = [state.rng.clone() for _ in range(count)]
         self.reasons = [None] * count
@@ -202,6 +206,7 @@ class StackedDistiller:
         for stack in (*self.weights, *self.moments):
             stack.copy_(stack[index])
         self.sizes = [self.sizes[n].copy() for n in sources]
+        self.norms = [self.norms[n].copy() for n in sources]
         self.checked = self.checked[list(sources)]
         self.rng = [self.rng[n].clone() for n in sources]
         self.reasons = [self.reasons[n] for n in sources]
@@ -226,6 +231,7 @@ class StackedDistiller:
                 state,
                 rng=self.rng[student],
                 sizes=self.sizes[student],
+                norms=self.norms[student],
                 checked=self.checked[student],
                 cursor=core.cursor,
                 updates=core.updates,
@@ -240,17 +246,18 @@ class StackedDistiller:
         core = self.distiller
         tensors = [*self.parameters, *self._moments_of]
         own = [t.data for t in tensors]
-        sizes, checked, rng = core.sizes, core.checked, core.generator.state
+        books = core.sizes, core.norms, core.checked, core.generator.state
         for t, stack in zip(tensors, (*self.weights, *self.moments), strict=True):
             t.data = stack[n]
-        core.sizes, core.checked, core.generator.state = self.sizes[n], self.checked[n], self.rng[n]
+        core.sizes, core.norms = self.sizes[n], self.norms[n]
+        core.checked, core.generator.state = self.checked[n], self.rng[n]
         try:
             yield core
         finally:
             self.rng[n] = core.generator.state
             for t, data in zip(tensors, own, strict=True):
                 t.data = data
-            core.sizes, core.checked, core.generator.state = sizes, checked, rng
+            core.sizes, core.norms, core.checked, core.generator.state = books
 
     # ----------------------------------------------------------------- training
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from ksel.balance import divisor, is_due, set_weights, unseen
 from ksel.distiller import SMALLEST_LOSS
 from ksel.errors import UsageError
 from ksel.knowledge import units
@@ -111,6 +112,7 @@ class StackedStep:
         for n, record in enumerate(job.records):
             if of.reasons[n] is None and job.active(n):
                 of.sizes[n].note(np.where(scheduled[n] > 0, record.loss, math.nan))
+                of.norms[n].note_some(job.norms[n])
         return job.records
 
     def observe(self) -> list[Update]:
@@ -137,42 +139,47 @@ class StackedStep:
 
     def _set_weights(self, job: Job) -> None:
         """Scale and weight of each selected type, from the updates before this one."""
-        core = self.core
-        balanced = core.parts.knowledge.balance == "ema"
-        if balanced:
-            self._first_sizes(job)
-        for n, record in enumerate(job.records):
-            active = job.active(n)
-            if active and balanced:
-                record.scale[:] = self.of.sizes[n].values()
-            for k in active:
-                static = 1.0 if core.plain else core.pool.weights[k]
-                record.weight[k] = job.actions[n, k] * static / record.scale[k]
+        knowledge, static = self.core.parts.knowledge, self.core.static_weights
+        pairs = zip(self.of.sizes, self.of.norms, strict=True)
+        running = [divisor(knowledge, sizes, norms) for sizes, norms in pairs]
+        for n, own in enumerate(running):
+            job.fresh[n] = unseen(own, job.active(n))
+        union = sorted({k for types in job.fresh for k in types})
+        first = self._first(job, union) if union else []
+        for n, own in enumerate(running):
+            if job.fresh[n] and own is not None:
+                own.note_some({k: first[n][union.index(k)] for k in job.fresh[n]})
+            if active := job.active(n):
+                set_weights(job.records[n], job.actions[n], static, active, own)
 
-    def _first_sizes(self, job: Job) -> None:
-        """A type that a student selects for the first time: its size is its loss on this batch."""
-        sizes = self.of.sizes
-        fresh = [
-            [k for k in job.active(n) if sizes[n].counts[k] == 0] for n in range(len(job.records))
-        ]
-        union = sorted({k for types in fresh for k in types})
-        if not union:
-            return
+    def _first(self, job: Job, types: list[int]) -> list[list[float]]:
+        """[N][types] what types that some student selects for the first time are divided by: its
+        loss on this batch, or the norm of its gradient."""
+        gradients = self.core.parts.knowledge.balance == "gradient"
 
         def measure(students: range) -> Tensor:
-            totals = Totals()
-            with torch.no_grad():
+            totals, leaves = Totals(), self._leaves(students)
+            learn, look = (types, []) if gradients else ([], types)
+            with torch.set_grad_enabled(gradients):
                 for part, teachers in job.parts:
-                    seen = self._look(job, self._leaves(students), part, teachers, [], union)
+                    seen = self._look(job, leaves, part, teachers, learn, look)
+                    if gradients:
+                        self._measure(seen.learned, leaves, totals, len(part) * len(students))
                     totals.add(seen, len(part))
-            return torch.stack([totals.losses[k] for k in union], 1)
+                    del seen  # the next forward pass needs the room
+            if gradients:
+                return torch.stack([norms_of(totals.each[k]) for k in types], 1)
+            return torch.stack([totals.losses[k] for k in types], 1)
 
-        losses = torch.cat(self.in_chunks(measure)).tolist()
-        for n, types in enumerate(fresh):
-            first = np.full(len(self.core.pool), math.nan)
-            for k in types:
-                first[k] = losses[n][union.index(k)]
-            sizes[n].note(first)
+        return torch.cat(self.in_chunks(measure)).tolist()
+
+    def _measure(
+        self, values: dict[int, Tensor], leaves: list[Tensor], totals: Totals, examples: int
+    ) -> None:
+        self.core._check_graphs(values)
+        with self.core.ledger.time("student_backward", examples):
+            for k, value in values.items():
+                self._add_own(k, value, leaves, totals)
 
     # ----------------------------------------------------------------- some students
 
@@ -233,18 +240,23 @@ class StackedStep:
         separate: bool,
     ) -> None:
         """Add the gradients of a micro-batch; ``weight`` [n, K]."""
-        for k, value in values.items():
-            if not value.requires_grad:
-                raise self.core._no_gradient(k)
+        self.core._check_graphs(values)
         if values and not separate:
             total = torch.stack([weight[:, k] * value for k, value in values.items()]).sum()
             add_gradients(totals.grads, torch.autograd.grad(total, leaves, allow_unused=True))
             return
         for k, value in values.items():
-            found = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
-            add_gradients(totals.each.setdefault(k, [None] * len(leaves)), found)
+            found = self._add_own(k, value, leaves, totals)
             mine = [None if g is None else g * along(weight[:, k], g) for g in found]
             add_gradients(totals.grads, mine)
+
+    def _add_own(
+        self, k: int, value: Tensor, leaves: list[Tensor], totals: Totals
+    ) -> tuple[Tensor | None, ...]:
+        """Add the gradients of one type's own loss of a micro-batch; returns them."""
+        found = torch.autograd.grad(value.sum(), leaves, retain_graph=True, allow_unused=True)
+        add_gradients(totals.each.setdefault(k, [None] * len(leaves)), found)
+        return found
 
     def _finish(
         self, job: Job, students: range, learn: list[int], look: list[int], totals: Totals
@@ -281,7 +293,7 @@ class StackedStep:
                 self.of.reasons[n] = reason
                 if reason:
                     continue
-                self._keep_norms(n, record, {k: own[k][i] for k in active if k in own})
+                self._keep_norms(job, n, {k: own[k][i] for k in active if k in own})
                 well.append(n)
             self._write(job, n, {name: value[i] for name, value in sums.items()}, totals.examples)
         if well and norms is not None:
@@ -302,13 +314,15 @@ class StackedStep:
 
     def _is_due(self, n: int, active: list[int]) -> bool:
         """True where student ``n`` has the norm of each type's gradient measured."""
-        every = self.core.parts.optim.grad_norm_every
-        due = every > 0 and self.core.cursor % every == 0
-        return bool(active) and (due or not all(self.of.checked[n, k] for k in active))
+        unknown = not all(self.of.checked[n, k] for k in active)
+        return bool(active) and (self.core._norms_due or unknown)
 
-    def _keep_norms(self, n: int, record: Update, norms: dict[int, float]) -> None:
+    def _keep_norms(self, job: Job, n: int, norms: dict[int, float]) -> None:
         if not self._is_due(n, list(norms)):
             return
+        record = job.records[n]
+        if is_due(self.core.parts.knowledge, self.core.cursor):
+            job.norms[n] = {k: norm for k, norm in norms.items() if k not in job.fresh[n]}
         for k, norm in norms.items():
             record.grad_norm[k] = record.weight[k] * norm
             if record.loss[k] > SMALLEST_LOSS:

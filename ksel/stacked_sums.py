@@ -29,6 +29,8 @@ class Job:
         off: for each student the types that are only looked at.
         records: what each student's update leaves behind.
         observe: also look at entropy, agreement and the rest.
+        fresh: for each student the types selected for the first time, where that matters.
+        norms: for each student type -> norm of its gradient, where the balance needs it.
     """
 
     parts: list[tuple[Batch, list[Signals]]]
@@ -37,6 +39,12 @@ class Job:
     off: list[list[int]]
     records: list[Update]
     observe: bool
+    fresh: list[list[int]] = field(init=False)
+    norms: list[dict[int, float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fresh = [[] for _ in self.records]
+        self.norms = [{} for _ in self.records]
 
     def active(self, n: int) -> list[int]:
         """Types that student ``n`` learns from."""

@@ -26,8 +26,10 @@ from agents.halving import (
 from agents.make import check_agent, check_settings, make_agent, resolve_reward, resolve_search
 from agents.policy import Learner, Resumable, load_policy
 from envs.distillation import DistillationEnv
+from envs.recording import Recorder
 from ksel.config import RunConfig, StageConfig
 from ksel.errors import UsageError
+from ksel.trajectory import ScheduleWriter
 
 POOL = ("label", "response", "hidden/skip", "cls_hidden/skip")
 BEST = np.array([1, 0, 1, 0])
@@ -100,18 +102,20 @@ def build(env: Students, config: RunConfig) -> BestStaticAgent:
 
 def test_candidates_come_in_their_order_and_never_twice() -> None:
     masks = candidate_masks(("response", "label", "hidden/skip"), 100, np.random.default_rng(0))
-    assert masks[:6] == [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1)]
+    # all; the answers alone, the states alone; each alone; the label with another; all but one
+    assert masks[:6] == [(1, 1, 1), (1, 1, 0), (0, 0, 1), (1, 0, 0), (0, 1, 0), (0, 1, 1)]
     assert masks[6:] == [(1, 0, 1)]  # three types have seven masks
     big = ("label", "response", *"abcde")
     many = candidate_masks(big, 40, np.random.default_rng(3))
     assert len(many) == len(set(many)) == 40
     assert all(any(mask) for mask in many)
-    # all, 7 alone, 6 with the label, 7 with one left out; the rest is drawn
-    assert Counter(sum(mask) for mask in many[:21]) == {7: 1, 1: 7, 2: 6, 6: 7}
+    # all, the two answers, the rest without them, 7 alone, 5 more with the label, 7 with one left out
+    assert many[:3] == [(1,) * 7, (1, 1, 0, 0, 0, 0, 0), (0, 0, 1, 1, 1, 1, 1)]
+    assert Counter(sum(mask) for mask in many[:22]) == {7: 1, 5: 1, 1: 7, 2: 6, 6: 7}
     assert many == candidate_masks(big, 40, np.random.default_rng(3))
     other = candidate_masks(big, 40, np.random.default_rng(4))
-    assert other[:21] == many[:21]
-    assert other[21:] != many[21:]
+    assert other[:22] == many[:22]
+    assert other[22:] != many[22:]
 
 
 def test_candidates_of_a_pool_without_a_label() -> None:
@@ -452,14 +456,67 @@ def test_real_students_are_scored_as_they_are(tiny_setup: Any) -> None:
     candidate_masks(pool, 4, rng)
     order = int(rng.integers(2**31, size=len(rungs))[0])
     play = agent.plays[1]
-    assert play.mask == ("label",)
+    assert play.mask == ("label", "response")
     _, info = env.reset(seed=order, options={"updates": 2 * play.decisions})
     start, over = info["objective"], False
     while not over:
-        _, _, over, _, info = env.step([1, 0, 0, 0, 0])
+        _, _, over, _, info = env.step([1, 1, 0, 0, 0])
     assert play.score == start - info["objective"]
     scores = [play.score for play in agent.plays if play.rung == 1]
     assert len(set(scores)) == len(scores)
+
+
+def search_of_real_students(setup: Any, updates: int) -> tuple[BestStaticAgent, Recorder]:
+    """A recorded search of so many updates, in an environment with the setup's ``phase_steps``."""
+    env = DistillationEnv(setup=setup)
+    meta = {"soft": False, "task": "rte", "agent": "best_static", "seed": 0}
+    recorder = Recorder(env, "search", ScheduleWriter(env.pool_names, env.feature_names, meta))
+    config = RunConfig(agent="best_static")
+    config.env.phase_steps = setup.config.env.phase_steps
+    config.best_static.least, config.best_static.candidates = 1, 3
+    agent = BestStaticAgent(config, setup.pool.names)
+    agent.learn(recorder, updates // config.env.phase_steps, seed=3)
+    return agent, recorder
+
+
+@pytest.mark.parametrize("phase_steps", [1, 3])
+def test_a_play_is_measured_at_both_ends_alone(tiny_setup: Any, phase_steps: int) -> None:
+    setup = tiny_setup(env={"phase_steps": phase_steps})
+    agent, _ = search_of_real_students(setup, 18)
+    assert len(agent.plays) == 3
+    assert sum(play.decisions for play in agent.plays) == 18 // phase_steps
+    assert setup.ledger.examples["held_out"] == 2 * len(agent.plays) * len(setup.reward)
+    assert setup.ledger.examples["student_forward"] == 18 * setup.config.batching.size
+
+
+def test_the_schedule_says_where_a_play_was_measured(tiny_setup: Any) -> None:
+    agent, recorder = search_of_real_students(tiny_setup(), 18)
+    rows = recorder.writer.rows("search")
+    for number, play in enumerate(agent.plays):
+        own = [row for row in rows if row.episode == number]
+        assert [row.terminated for row in own] == [False] * (play.decisions - 1) + [True]
+        for name in ("reward", "drop", "objective"):
+            known = [np.isfinite(getattr(row, name)) for row in own]
+            assert known == [row.terminated for row in own], name
+        assert own[-1].reward == own[-1].drop == play.score == recorder.rewards[number]
+        assert own[-1].reward_scale == 1.0
+
+
+def test_a_real_play_whose_objective_is_not_finite_is_last(
+    tiny_setup: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, looks = DistillationEnv._value, []
+
+    def broken(self: DistillationEnv, logits: Any) -> float:
+        looks.append(value(self, logits))
+        return float("nan") if len(looks) == 2 else looks[-1]
+
+    monkeypatch.setattr(DistillationEnv, "_value", broken)
+    agent, recorder = search_of_real_students(tiny_setup(), 18)
+    assert [play.score is None for play in agent.plays] == [True, False, False]
+    assert agent.frozen().mask != agent.plays[0].mask
+    last = next(row for row in recorder.writer.rows("search") if row.terminated)
+    assert (last.reward, np.isnan(last.drop)) == (-1.0, True)
 
 
 @pytest.mark.slow
@@ -473,6 +530,7 @@ def test_the_whole_job(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> N
     assert (outcome.schedule.actions("final") == np.array(mask)).all()
     assert outcome.summary["search"]["updates"] <= 12
     assert outcome.summary["search"]["episodes"] == len(found["plays"])
+    assert outcome.summary["search"]["rewards"] == [play["score"] for play in found["plays"]]
     saved = json.loads((outcome.folder / "policy" / "policy.json").read_text())
     assert saved["mask"] == found["mask"]
     assert saved["plays"] == found["plays"]

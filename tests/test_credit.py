@@ -16,6 +16,7 @@ from ksel.distiller import Distiller
 from ksel.errors import UsageError
 from ksel.knowledge import KINDS, mean_loss
 from ksel.objectives import Fit, fit_objective, objective_loss, objective_value
+from ksel.search_config import CreditConfig, CreditSizes, credit_sizes
 from ksel.setup import Setup
 from ksel.tasks import get_task
 
@@ -343,9 +344,40 @@ def test_few_rows_are_spread_and_trimmed(make: Make):
 
 
 @pytest.mark.parametrize(
+    ("size", "rows", "batch"), [(1, 1, 1), (2, 2, 2), (7, 3, 2), (16, 8, 4), (32, 16, 8)]
+)
+def test_rows_are_in_proportion_to_the_batch_unless_they_are_given(
+    size: int, rows: int, batch: int
+):
+    assert credit_sizes(CreditConfig(), size) == CreditSizes(rows, batch)
+    assert credit_sizes(CreditConfig(rows=5, batch=0), size) == CreditSizes(5, 0)
+    assert credit_sizes(CreditConfig(rows=5), size) == CreditSizes(5, batch)
+    assert credit_sizes(CreditConfig(batch=3), size) == CreditSizes(rows, 3)
+
+
+@pytest.mark.parametrize(
+    ("credit", "held_out", "part"),
+    [({"batch": None}, 4, 2), ({"rows": 3, "batch": 5}, 3, 5), ({"batch": 0}, 4, 8)],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_so_many_rows_are_looked_at(
+    make: Make, credit: dict, held_out: int, part: int, accumulate: int
+):
+    setup = make(credit=credit, optim={"accumulate": accumulate})
+    assert setup.config.batching.size == 8
+    train(setup.distiller, 1)
+    # a held-out gradient; the derivatives; how the types' gradients lie to each other
+    assert setup.ledger.examples["credit"] == held_out + 2 * part
+
+
+@pytest.mark.parametrize(
     ("changes", "option"),
     [
-        ({"credit": {"rows": 25}}, "--credit.rows"),
+        ({"credit": {"rows": 25}}, "--credit.rows: a held-out gradient of 25 rows is more"),
+        (
+            {"batching": {"size": 64}},
+            r"--credit.rows: a held-out gradient of 32 rows \(half of --batching.size 64\)",
+        ),
         ({"credit": {"embeddings": True}, "optim": {"embeddings": "frozen"}}, "--credit.embedd"),
         (
             {"credit": {"batch": 1}, "knowledge": {"pool": ["label", "sample_similarity"]}},

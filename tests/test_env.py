@@ -515,6 +515,46 @@ def test_without_measuring_the_reward_split_is_left_alone(make: Make) -> None:
     assert observation["training"][0] == 1.0
 
 
+def test_measuring_at_both_ends_tells_of_the_whole_episode_and_changes_nothing(make: Make) -> None:
+    env = make(updates=3, env={"cost_per_type": 0.5, "reward_scale": "running"})
+    mask, found = [1, 0, 1], {}
+    for measure in (True, "ends"):
+        before = env.distiller.ledger.copy()
+        _, first = env.reset(seed=0, options={"measure": measure})
+        steps = [env.step(mask) for _ in range(3)]
+        spent = env.distiller.ledger.since(before).examples
+        found[measure] = (first, steps, spent["held_out"] // len(env.setup.reward), student(env))
+    (full, each, looks, trained), (start, ends, fewer, same_student) = found.values()
+    assert (looks, fewer) == (4, 2)
+    assert start == full
+    assert ends[-1][4]["objective"] == each[-1][4]["objective"]
+    assert same(trained, same_student)
+    drop = start["objective"] - ends[-1][4]["objective"]
+    assert ends[-1][4]["drop"] == drop
+    assert [step[1] for step in ends] == [0.0, 0.0, drop - 1.0]
+    assert all(not {"objective", "drop"} & step[4].keys() for step in ends[:2])
+    assert not env.measures
+    assert not env.branching
+    # nothing is seen on the way: entropy, agreement and the losses stay as they were
+    assert (ends[1][0]["training"][2:4] == 0).all()
+    env.reset(seed=0)
+    assert env.step(mask)[4]["drop"] == each[0][4]["drop"]  # the next episode is measured as ever
+
+
+def test_an_episode_measured_at_both_ends_goes_on_from_a_snapshot(make: Make) -> None:
+    env = make(updates=3)
+    env.reset(seed=0, options={"measure": "ends"})
+    env.step([1, 0, 1])
+    state = env.get_snapshot()
+    first = [env.step([1, 0, 1]) for _ in range(2)]
+    env.reset(seed=5)
+    env.set_snapshot(state)
+    again = [env.step([1, 0, 1]) for _ in range(2)]
+    assert [(step[1], step[4]) for step in again] == [(step[1], step[4]) for step in first]
+    assert "drop" in again[-1][4]
+    assert "drop" not in again[0][4]
+
+
 def test_measuring_does_not_change_a_student_that_gets_all_types(make: Make) -> None:
     env = make(updates=3)
     ends = []
@@ -558,6 +598,7 @@ def test_only_train_rows_are_learned_from_and_dev_is_never_read(
     [
         ({"budget": 3}, r"unknown options \['budget'\]; known: updates, measure"),
         ({"updates": 0}, "whole number from 1"),
+        ({"measure": "end"}, "measure must be True, False or \"ends\", not 'end'"),
         ({"updates": 2.5}, "whole number from 1"),
         ({"updates": "3"}, "whole number from 1"),
     ],

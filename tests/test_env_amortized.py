@@ -156,6 +156,18 @@ def test_observing_without_measuring_gives_credit_and_no_reward(make: Make):
     assert env.setup.ledger.examples["credit"] > 0
 
 
+def test_measuring_at_both_ends_predicts_nothing(make: Make):
+    env = make()
+    env.reset(seed=1, options={"measure": "ends", "updates": 2 * env.settings.phase_steps})
+    env.setup.ledger.examples["credit"] = 0
+    infos = [env.step([1, 1, 1])[4] for _ in range(2)]
+    assert ["drop" in info for info in infos] == [False, True]
+    assert not any("predicted" in info for info in infos)
+    assert env.setup.ledger.examples["credit"] == 0
+    with pytest.raises(UsageError, match='measure "ends" with observe'):
+        env.reset(seed=1, options={"measure": "ends", "observe": True})
+
+
 def test_the_calibrated_objective_is_differentiated_at_its_fit(make: Make):
     changes = {"student": {"layers": 2}, "optim": {"max_updates": 40, "learning_rate": 5e-3}}
     env = make(env={**AMORTIZED["env"], "objective": "calibrated"}, **changes)

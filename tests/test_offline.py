@@ -279,6 +279,17 @@ def test_runs_that_nobody_was_paid_in_are_refused(
     assert "agents that do not learn are not paid" in capsys.readouterr().err
 
 
+def test_runs_that_are_paid_once_per_play_are_refused(
+    runs: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = changed_copy(runs("measured"), tmp_path / "plays")
+    config = config_from_file(run / "config.yaml")
+    config.agent = "best_static"
+    (run / "config.yaml").write_text(config_to_yaml(config), encoding="utf-8")
+    assert ksel(["offline", str(run), "--policy", "all"]) == 2
+    assert "plays is of best_static, which is paid once" in capsys.readouterr().err
+
+
 def test_hard_and_soft_do_not_mix(
     runs: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -162,7 +162,10 @@ READERS = {
     "contrastive_temperature": ["sample_contrastive"],
     "relation_heads": ["query_relation", "key_relation", "value_relation"],
 }
-SWITCHED = ["temperature_end", "temperature_range", "temperature_power", "ema_decay", "max_gain"]
+SWITCHED = [
+    *("temperature_end", "temperature_range", "temperature_power"),
+    *("balance_every", "ema_decay", "max_gain"),
+]
 
 
 def test_every_setting_is_covered_here():
@@ -186,8 +189,9 @@ def test_a_setting_is_read_by_its_kinds_and_no_others(setting):
 @pytest.mark.parametrize(
     ("setting", "value", "switch", "off", "on"),
     [
-        ("ema_decay", 0.5, "balance", ["none"], ["ema"]),
-        ("max_gain", 5.0, "balance", ["none"], ["ema"]),
+        ("balance_every", 3, "balance", ["none", "ema"], ["gradient"]),
+        ("ema_decay", 0.5, "balance", ["none"], ["ema", "gradient"]),
+        ("max_gain", 5.0, "balance", ["none"], ["ema", "gradient"]),
         ("temperature_end", 2.0, "temperature_schedule", ["constant", "flsw", "cwsm"], ["linear"]),
         (
             "temperature_range",

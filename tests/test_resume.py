@@ -35,6 +35,9 @@ SEARCH: dict[str, Any] = {
 }
 
 
+NORMS: dict[str, Any] = {"knowledge": {"balance": "gradient", "balance_every": 2}}
+
+
 @pytest.fixture(scope="module")
 def values(
     tiny_data: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory
@@ -105,7 +108,13 @@ MORE = [
     ),
     pytest.param({"agent": "random_hard", "student": {"layers": 2, "dropout": 0.1}}, id="dropout"),
     pytest.param({"agent": "round_robin", "env": {"phase_steps": 2}}, id="phases"),
+    pytest.param({"agent": "race", "race": {"least": 2, "doubt": 0.0, "share": 0.6}}, id="race"),
     pytest.param({"agent": "greedy", "optim": {"embeddings": "lazy"}}, id="greedy-lazy"),
+    pytest.param({"agent": "random_hard", **NORMS}, id="gradient"),
+    pytest.param(
+        {"agent": "a2c", "students": 2, "a2c": {"n_steps": 3}, **NORMS, **SEARCH},
+        id="students-gradient",
+    ),
     pytest.param(
         {
             "agent": "random_soft",

@@ -103,7 +103,13 @@ def assert_states(found: Snapshot, expected: Snapshot, atol: float) -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=atol)
     np.testing.assert_allclose(found.sizes.totals, expected.sizes.totals, rtol=1e-4)
     assert found.sizes.counts.tolist() == expected.sizes.counts.tolist()
+    same_norms(found, expected, 1e-4)
     assert found.checked.tolist() == expected.checked.tolist()
+
+
+def same_norms(found: Snapshot, expected: Snapshot, rtol: float) -> None:
+    np.testing.assert_allclose(found.norms.totals, expected.norms.totals, rtol=rtol)
+    assert found.norms.counts.tolist() == expected.norms.counts.tolist()
 
 
 def steps_of(state: Snapshot) -> list[float]:
@@ -122,6 +128,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "widths": {"student": {"layers": 2, "width": 8, "heads": 2}, "optim": {"max_grad_norm": 0.0}},
     "micro": {"optim": {"accumulate": 3, "grad_norm_every": 4, "weight_decay": 0.1}},
     "unbalanced": {"knowledge": {"balance": "none", "weights": {"hidden/skip": 0.1}}},
+    "gradient": {
+        "student": {"layers": 2, "init": "random"},
+        "knowledge": {"balance": "gradient", "balance_every": 3, "ema_decay": 0.9},
+        "optim": {"accumulate": 2, "grad_norm_every": 7},
+    },
     "stages": {
         "stages": [
             {"pool": ["hidden/skip", "value_relation/last_1"], "share": 0.5},
@@ -141,6 +152,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         *((name, "vmap") for name in VARIANTS if name != "lazy"),
         ("lazy", "loop"),
         ("stages", "loop"),
+        ("gradient", "loop"),
     ],
 )
 def test_twenty_updates_equal_those_of_separate_students(
@@ -159,6 +171,8 @@ def test_twenty_updates_equal_those_of_separate_students(
     finals = [state_of(students, n) for n in range(4)]
     for n, state in enumerate(finals):
         assert steps_of(state) == steps_of(states[n])
+        same_norms(state, states[n], 2e-3)
+        assert bool(state.norms.counts.sum()) == (variant == "gradient" and n != 1)
         if mode == "loop":
             assert_states(state, states[n], 0.0)
         torch.testing.assert_close(logits[n], logits_of(setup, states[n]), rtol=0, atol=LOGITS)
@@ -373,6 +387,40 @@ def test_a_fork_goes_on_as_its_source_does(tiny_setup: Callable[..., Setup], mod
         rtol=0,
         atol=LOGITS,
     )
+
+
+@pytest.mark.parametrize("mode", ["loop", "vmap"])
+def test_running_norms_go_wherever_a_student_goes(
+    tiny_setup: Callable[..., Setup], mode: Any
+) -> None:
+    setup = tiny_setup(**VARIANTS["gradient"])
+    core, actions = setup.distiller, make_actions(4, len(setup.pool))
+    students = StackedDistiller(core, 4, mode)
+    students.reset(data_seed=3, updates=STEPS)
+    for action in actions[:5]:
+        students.update(action)
+    state, before = students.snapshot(), [state_of(students, n) for n in range(4)]
+    assert before[0].norms.totals.tolist() != before[3].norms.totals.tolist()
+    expected = [students.update(action) for action in actions[5:9]]
+    students.restore(state)
+    for n in range(4):
+        assert_states(state_of(students, n), before[n], 0.0)
+    for action, records in zip(actions[5:9], expected, strict=True):
+        for found, record in zip(students.update(action), records, strict=True):
+            same_records(found, record, 0.0)
+    students.restore(state)
+    students.renew(2)
+    assert students.norms[2].counts.sum() == 0
+    students.copy_best([3, 0, 0, 0])
+    for n, source in enumerate([3, 0, 0, 0]):
+        assert_states(state_of(students, n), before[source], 0.0)
+    students.load_into(core, 0)
+    assert_states(core.snapshot(), before[3], 0.0)
+    students.start_from(before[0])
+    for n in range(4):
+        assert_states(state_of(students, n), before[0], 0.0)
+    students.update(actions[5])
+    assert before[0].norms.counts.tolist() == state.norms[0].counts.tolist()
 
 
 def test_copies_by_index_take_what_was_there_before(tiny_setup: Callable[..., Setup]) -> None:

@@ -22,8 +22,9 @@ _RANGES: tuple[tuple[str, float, float, bool, str], ...] = (
 
 # option, the switch that must stand so for it to be read, kinds that read it either way
 _SWITCHED: tuple[tuple[str, str, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("ema_decay", "balance", ("ema",), ()),
-    ("max_gain", "balance", ("ema",), ()),
+    ("balance_every", "balance", ("gradient",), ()),
+    ("ema_decay", "balance", ("ema", "gradient"), ()),
+    ("max_gain", "balance", ("ema", "gradient"), ()),
     ("temperature_end", "temperature_schedule", ("linear",), ()),
     ("temperature_range", "temperature_schedule", ("flsw", "cwsm"), ()),
     ("temperature_power", "temperature_schedule", ("flsw",), ()),
