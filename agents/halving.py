@@ -51,7 +51,7 @@ class Play:
 def candidate_masks(pool: Sequence[str], count: int, rng: np.random.Generator) -> list[Mask]:
     """Different masks to choose from, the most promising kinds first.
 
-    All types; the answers alone, all but a family, the states alone (as in a race, see
+    All types; the answers alone, all but a family (as in a race, see
     :mod:`agents.racing`); each type alone, the label with each other type, all but one, then masks
     drawn uniformly from what is left; never the empty one.
 

@@ -21,13 +21,15 @@ from stable_baselines3.common.logger import Logger
 from agents.fixed import mask_vector
 from agents.keeping import resumed_logger
 from agents.policy import HEADER, Choice, Keep, Observation, OnStep, damaged, write_header
-from agents.racing import Mask, challengers, plan_heats
+from agents.racing import Heats, Mask, challengers, plan_heats
 from agents.stable_baselines import start_logger
 from ksel.config import RaceConfig, RunConfig
 from ksel.errors import UsageError
 from ksel.packing import State
 
 NAME = "race"
+FEWEST_ROWS = 16
+"""Rows of the reward split from which on a t of their differences means something."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class HeatRecord:
         start, end: updates of the student before and after it.
         incumbent, challenger: the masks, by the names of the types that are on.
         objectives: of the two at the end; None where the lane diverged.
-        t: how far the challenger was ahead, in standard errors; None = infinitely far.
+        t: how far the challenger was ahead, in standard errors; None = a lane diverged.
         taken: True if the challenger took over.
     """
 
@@ -55,8 +57,13 @@ def check_race(config: RunConfig, pool: Sequence[str]) -> None:
     """Refuse what cannot race.
 
     Raises:
-        UsageError: a pool of one type, an objective that the task has none of.
+        UsageError: a pool of one type, a reward split too small to tell two masks apart.
     """
+    if config.rows.reward < FEWEST_ROWS:
+        raise UsageError(
+            f"--rows.reward {config.rows.reward}: --agent {NAME} compares masks row by row on the reward "
+            f"split, and so few rows tell nothing apart. Give {FEWEST_ROWS} or more."
+        )
     if len(pool) < 2:
         raise UsageError(
             f"--agent {NAME} races masks against each other, and --knowledge.pool has one type "
@@ -166,6 +173,7 @@ class RaceAgent:
         self.keep: Keep | None = None
         self.state: State | None = None
         self.mask: Mask = (1,) * len(self.pool)
+        self.course: list[tuple[int, Mask]] = []
         self.heats: list[HeatRecord] = []
         self.taken = self.budget = 0
 
@@ -200,11 +208,12 @@ class RaceAgent:
         """
         before, over = self._begin(env, decisions, seed), False
         logger = resumed_logger(logger_folder, before) if before else start_logger(logger_folder)
-        plan = plan_heats(self.budget, self.settings.share, self.settings.least)
+        plan = plan_heats(self.budget, self.settings.share, self.settings.least, self.held)
         try:
             while self.taken < decisions and not over:
-                rival = self._rival(env.get_wrapper_attr("allowed"), plan.count)
                 taken = self.taken
+                self._enter_stage(env)
+                rival = self._rival(env, plan)
                 if rival is None:
                     _, _, over, _, _ = env.step(np.array(self.mask))
                     self.taken += 1
@@ -223,24 +232,43 @@ class RaceAgent:
         self.budget = int(env.get_wrapper_attr("updates"))
         if self.state is None:
             env.reset(seed=seed, options={"measure": False})
-            self.mask, self.heats, self.taken = (1,) * len(self.pool), [], 0
+            self.heats, self.taken, self.course = [], 0, []
+            self._wear((1,) * len(self.pool), 0)
         else:
-            self.mask, self.taken = tuple(self.state["mask"]), self.state["taken"]
+            self.taken = self.state["taken"]
+            self.course = [(start, tuple(mask)) for start, mask in self.state["course"]]
+            self.mask = self.course[-1][1]
             self.heats = [_heat_of(one) for one in self.state["heats"]]
         return self.taken
 
     def _now(self) -> State:
         heats = [asdict(heat) for heat in self.heats]
-        return {"taken": self.taken, "mask": list(self.mask), "heats": heats}
+        course = [[start, list(mask)] for start, mask in self.course]
+        return {"taken": self.taken, "course": course, "heats": heats}
 
-    def _rival(self, allowed: np.ndarray, heats: int) -> Mask | None:
-        """The mask to race against now; None = no heat is left, or all were raced.
+    def _wear(self, mask: Mask, start: int) -> None:
+        """Have a mask from an update on."""
+        self.mask = mask
+        self.course = [*(part for part in self.course if part[0] < start), (start, mask)]
+
+    def _enter_stage(self, env: gym.Env) -> None:
+        """Where nothing of the mask can be selected in this stage, all that can be is on."""
+        allowed = np.asarray(env.get_wrapper_attr("allowed"), dtype=bool)
+        if not np.array(self.mask, dtype=bool)[allowed].any():
+            mask = tuple(int(bit) for bit in np.where(allowed, 1, self.mask))
+            self._wear(mask, self._update(env))
+
+    def _rival(self, env: gym.Env, plan: Heats) -> Mask | None:
+        """The mask to race against now; None = no heat is left, none fits before the stage ends, or all
+        were raced.
 
         A pair races once: what has lost against a mask, or was replaced by it, does not come back
         to it at once.
         """
-        if len(self.heats) >= heats:
+        left = env.get_wrapper_attr("distiller").place.end - self._update(env)
+        if len(self.heats) >= plan.count or left < plan.updates:
             return None
+        allowed = env.get_wrapper_attr("allowed")
         raced = {frozenset((one.incumbent, one.challenger)) for one in self.heats}
         for mask in challengers(self.mask, self.pool, allowed):
             if frozenset((self._names(self.mask), self._names(mask))) not in raced:
@@ -264,7 +292,7 @@ class RaceAgent:
         self.heats.append(record)
         self.taken += heat.decisions
         if record.taken:
-            self.mask = rival
+            self._wear(rival, start)
         if logger.output_formats:
             logger.record("race/t", t)
             logger.record("race/taken", float(record.taken))
@@ -303,11 +331,7 @@ class RaceAgent:
         """
         if not self.learned:
             raise RuntimeError("call learn() before frozen()")
-        course: list[tuple[float, tuple[str, ...]]] = []
-        kept = [(one.start, one.challenger if one.taken else one.incumbent) for one in self.heats]
-        for start, names in kept or [(0, self.pool)]:
-            if not course or course[-1][1] != names:
-                course.append((start / self.budget, names))
+        course = [(start / self.budget, self._names(mask)) for start, mask in self.course]
         return RacePolicy(course, self.heats, self.pool)
 
     def figures(self) -> dict[str, Any]:
@@ -324,6 +348,6 @@ def _number(value: float) -> float | None:
 
 def _line(heat: HeatRecord) -> str:
     masks = [", ".join(names) for names in (heat.challenger, heat.incumbent)]
-    ahead = "beyond compare" if heat.t is None else f"t = {heat.t:+.1f}"
+    ahead = "one diverged" if heat.t is None else f"t = {heat.t:+.1f}"
     end = "takes over" if heat.taken else "does not take over"
     return f"{NAME}: updates {heat.start}-{heat.end}: {masks[0]} against {masks[1]}: {ahead}, {end}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ def challengers(mask: Mask, pool: Sequence[str], allowed: np.ndarray) -> list[Ma
     """Masks to race against ``mask``, the most promising first.
 
     The answers alone; the mask without one of its families; the mask with a family that it lacks;
-    all on; each type in or out by itself. Types that cannot be selected stay as they are.
+    all on; the mask without the answers; each type in or out by itself. Types that cannot be selected stay as they are.
 
     Args:
         mask: K bits.
@@ -54,8 +55,8 @@ def challengers(mask: Mask, pool: Sequence[str], allowed: np.ndarray) -> list[Ma
 def by_family(mask: np.ndarray, pool: Sequence[str]) -> Iterator[np.ndarray]:
     """Masks that differ from one by whole families, [K] bits each, some of them equal to it or to others.
 
-    The answers alone; it without a family, but for the answers; with a family; all on; all but the
-    answers.
+    The answers alone; it without a family, but for the answers; with a family; all on; it without
+    the answers.
     """
     families = [family(name) for name in pool]
     members = {name: np.array([one == name for one in families]) for name in (OUTPUT, *FAMILIES)}
@@ -82,17 +83,21 @@ class Heats:
     updates: int
 
 
-def plan_heats(updates: int, share: float, least: int) -> Heats:
+def plan_heats(updates: int, share: float, least: int, held: int = 1) -> Heats:
     """Heats of one challenger each, one after the other from the start of the student's life.
 
     Args:
         updates: step budget of the student.
         share: of it, for the lanes that are given up.
         least: updates of a heat where the share has room for that.
+        held: updates of a decision; heats are whole decisions.
 
     Returns:
-        As many heats as fit, at least one, that use up the share; of at least one update.
+        As many heats as fit, at least one, that use up the share; no heats (of 0 updates) where the
+        share has no room for a decision.
     """
-    budget = max(1, int(share * updates + 1e-9))
-    count = max(1, budget // least)
-    return Heats(count, budget // count)
+    decisions = int(share * updates + 1e-9) // held
+    if decisions == 0:
+        return Heats(0, 0)
+    count = max(1, decisions // math.ceil(least / held))
+    return Heats(count, decisions // count * held)

@@ -150,6 +150,8 @@ def resolve_reward(agent: str, reward: str, search: str = "auto") -> Reward:
             return able
     others = [name for name, other in AGENTS.items() if reward in other.rewards]
     what = "is paid nothing" if not info.learns else "compares measured drops"
+    if agent == "race":
+        what = "is paid nothing"
     if info.rewards == ("amortized",):
         what = "reads the credit of types"
     raise UsageError(

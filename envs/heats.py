@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +20,9 @@ class Heat:
 
     Attributes:
         objectives: [N] the objective at the end of each lane; nan where it diverged.
-        t: [N] how far each lane is ahead of lane 0: the mean over the reward rows of their
-            difference in the objective, in standard errors; 0 for lane 0.
+        t: [N] how far each lane is ahead of lane 0: the mean over the rows of the reward split (of
+            question answering: its windows) of their difference in the objective, in standard
+            errors; 0 for lane 0.
         chosen: number of the lane that was kept.
         steps: its decisions.
         observation: after it.
@@ -76,9 +77,6 @@ def run_heat(
     observation = env.set_snapshot(end)
     objectives = np.array([float(one.mean()) for one in rows])
     t = np.array([ahead(rows[0], one) for one in rows])
-    if math.isfinite(objectives[chosen]):
-        info = {**steps[-1].info, "objective": float(objectives[chosen])}
-        steps[-1] = replace(steps[-1], info=info)
     return Heat(objectives, t, chosen, steps, observation, steps[-1].terminated)
 
 
@@ -92,6 +90,8 @@ def ahead(incumbent: np.ndarray, challenger: np.ndarray) -> float:
     gone = (not np.isfinite(incumbent).all(), not np.isfinite(challenger).all())
     if any(gone):
         return 0.0 if all(gone) else (math.inf if gone[0] else -math.inf)
+    if len(incumbent) < 2:
+        raise ValueError("one row has no spread to compare with")
     difference = incumbent - challenger
     error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
     mean = float(difference.mean())
@@ -106,7 +106,7 @@ def _preferred(rows: list[np.ndarray], best: int, doubt: float) -> int:
     It has to be clearly ahead of lane 0, and ahead of the challenger that is kept so far.
     """
     last = len(rows) - 1
-    if ahead(rows[0], rows[last]) <= doubt:
+    if not ahead(rows[0], rows[last]) > doubt:
         return best
     return last if best == 0 or ahead(rows[best], rows[last]) > 0 else best
 

@@ -159,14 +159,14 @@ class VectorRecorder(VecEnvWrapper):
     def _show(self, rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
         info = means(infos)
         reward = float(rewards.mean())
+        paid = reward if not {"drop", "predicted", "reason"}.isdisjoint(info) else math.nan
         if self.tracker is not None:
-            paid = reward if "objective" in info else math.nan
             action = np.mean(self._masks, axis=0)
             self.tracker.log_decision(
                 self.stage, self.updates_done, action=action, reward=paid, info=info
             )
         if self.on_decision is not None:
-            self.on_decision(int(info["update"]), reward, info)
+            self.on_decision(int(info["update"]), paid, info)
 
 
 def means(infos: list[dict[str, Any]]) -> dict[str, float]:

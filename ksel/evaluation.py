@@ -216,6 +216,20 @@ def _measure(name: str, predicted: Tensor, labels: Tensor, classes: int) -> floa
     return 0.0 if math.isnan(value) else value  # nearly constant
 
 
+def constant_score(task: Task, labels: Tensor | None) -> float | None:
+    """What one constant answer scores in the headline metric; None for spans and without labels.
+
+    Args:
+        task: decides the metric.
+        labels: [N] of the split.
+    """
+    if task.is_span or labels is None:
+        return None
+    if task.metrics[0] == "accuracy":
+        return float(labels.bincount().max()) / len(labels)
+    return 0.0  # correlations
+
+
 def _is_constant(values: Tensor) -> bool:
     return bool((values == values[0]).all())
 

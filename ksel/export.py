@@ -153,7 +153,7 @@ def whole_episodes(logged: Trajectories) -> tuple[list[np.ndarray], list[str]]:
     if not found:
         raise UsageError(
             f"RUN: no episode can be exported ({'; '.join(said)}): agents that do not learn are not "
-            f"paid, and best_static only once per play. Give runs of another agent, or use --to npz, which keeps nan."
+            f"paid, nor is race, and best_static only once per play. Give runs of another agent, or use --to npz, which keeps nan."
         )
     return found, said
 

@@ -18,7 +18,7 @@ from envs.vector_sb3 import DistillationVecEnv
 from ksel.artifacts import seconds_per_example
 from ksel.costs import stage_cost
 from ksel.data import Split
-from ksel.evaluation import evaluate_dev
+from ksel.evaluation import constant_score, evaluate_dev
 from ksel.files import write_json
 from ksel.leaving import Job, write_schedule
 from ksel.models import parameter_count
@@ -27,6 +27,9 @@ from ksel.resuming import job_state, keep
 from ksel.setup import Setup
 from ksel.summary import describe
 from ksel.tracking import Stage, Tracker, training_loss
+
+CHANCE = 0.01
+"""A teacher whose headline metric is above that of a constant answer by no more knows nothing of the task."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def measure_teacher(job: Job, setup: Setup, tracker: Tracker) -> None:
         job.progress.say(
             f"{name}: {describe(setup.teacher_shapes[number], model)}; {_words(metrics)}"
         )
+        _warn_of_chance(job, name, next(iter(metrics.items())), next(iter(dev.values())))
     job.teacher = {**records[0], "others": records[1:]}
     write_json(job.folder / "teacher.json", job.teacher)
 
@@ -326,6 +330,19 @@ def _figures(job: Job, name: str, metrics: dict[str, float], played: Played) -> 
         "shares": dict(zip(job.setup.pool.names, map(float, shares), strict=True)),
         "reason": played.reason,
     }
+
+
+def _warn_of_chance(job: Job, name: str, headline: tuple[str, float], dev: Split) -> None:
+    """Say so where a teacher knows no more of the task than one constant answer does."""
+    assert job.setup is not None
+    metric, value = headline
+    constant = constant_score(job.setup.task, dev.labels)
+    if constant is not None and value <= constant + CHANCE:
+        job.progress.say(
+            f"note: {name} is no better than one constant answer, which has {metric} {constant:.3f}: its "
+            f"signals say little about this task. Fine-tune it for longer (--fine_tune.epochs, "
+            f"--fine_tune.learning_rate), or choose another."
+        )
 
 
 def _dev(

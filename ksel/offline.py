@@ -45,6 +45,11 @@ PAYS = (
     *("exploration", "final_metric", "phase_steps"),
 )
 """Settings that decide what a reward is; all but the first are of the group ``env``."""
+UNPAID = {
+    "best_static": "which is paid once for a whole play",
+    "race": "which measures where a heat ends, and is paid nothing",
+}
+"""Agents whose decisions have no reward of their own, and why."""
 SHOWN = ("direct", "importance", "doubly_robust")
 ABOUT = {
     "decision": "mean reward per decision, asked at the logged states (training goes on as logged)",
@@ -266,10 +271,11 @@ def payment_of(runs: Sequence[SavedRun], drops: bool) -> Payment:
 
 def _refuse_whole_plays(runs: Sequence[SavedRun]) -> None:
     for run in runs:
-        if run.config.agent == "best_static":
+        agent = run.config.agent
+        if agent in UNPAID:
             raise UsageError(
-                f"RUN: {run.folder} is of best_static, which is paid once for a whole play, so that no "
-                f"decision has a reward of its own. Give runs of an agent that is paid for each one "
+                f"RUN: {run.folder} is of {agent}, {UNPAID[agent]}, so that no decision has a reward of "
+                f"its own. Give runs of an agent that is paid for each one "
                 f"(a2c, ppo, all_action, bandit, greedy, ...)."
             )
 

@@ -129,7 +129,8 @@ def _player(request: Request, setup: Setup) -> Player:
             trusted=request.trusted,
         )
         observes = get_agent(policy.name).observes
-        return Player(policy.soft, policy.learns, observes, policy, None)
+        measure = policy.learns and observes
+        return Player(policy.soft, measure, observes, policy, None)
     schedule = request.schedule
     if request.mode == "validate":
         actions = logged_actions(schedule, setup.pool.names)

@@ -131,7 +131,9 @@ def points(run: Path) -> dict[tuple[str, str], list[str]]:
         for tag in events.Tags()["scalars"]:
             if not tag.startswith(("cost/", "time/")):
                 # as text, in which nan is equal to nan
-                found[folder.name, tag] = [f"{e.step} {e.value}" for e in events.Scalars(tag)]
+                # event files of one second are read in the order of their names, 10 before 9
+                scalars = sorted(events.Scalars(tag), key=lambda e: e.step)
+                found[folder.name, tag] = [f"{e.step} {e.value}" for e in scalars]
     return found
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ksel.data import Split
 from ksel.errors import UsageError
-from ksel.evaluation import predict_logits, score
+from ksel.evaluation import constant_score, predict_logits, score
 from ksel.objectives import OBJECTIVES, objective_value
 from ksel.tasks import TASKS, Task
 
@@ -56,6 +56,16 @@ def test_correlations_by_hand() -> None:
     # deviations (-2, 0, -1, 3) and (-1.5, -0.5, 0.5, 1.5)
     assert scores["pearson"] == pytest.approx(7 / math.sqrt(14 * 5))
     assert scores["spearman"] == pytest.approx(1 - 6 * 2 / (4 * 15))
+
+
+def test_what_a_constant_answer_scores() -> None:
+    labels = torch.tensor([0, 1, 1, 1, 0])
+    assert constant_score(TASKS["rte"], labels) == pytest.approx(0.6)
+    assert constant_score(TASKS["cola"], labels) == 0.0
+    assert constant_score(TASKS["stsb"], labels.float()) == 0.0
+    assert constant_score(TASKS["squad"], None) is None
+    constant = torch.tensor([[0.0, 1.0]]).expand(5, 2)
+    assert score(TASKS["rte"], constant, labels)["accuracy"] == pytest.approx(0.6)
 
 
 def test_constant_predictions_correlate_with_nothing_and_do_not_warn() -> None:

@@ -485,6 +485,9 @@ def test_the_first_lines_say_what_will_be_done(job: Callable[[str], Outcome]):
     metrics = outcome.json("teacher.json")["metrics"]
     assert measured.startswith("teacher: 4 layers, width 16, 4 heads, ")
     assert measured.endswith(f"dev accuracy {metrics['accuracy']:.4f}")
+    # half of the dev rows have one label, half the other
+    clueless = "note: teacher is no better than one constant answer, which has accuracy 0.500"
+    assert (clueless in outcome.out) == (metrics["accuracy"] <= 0.51)
 
 
 def test_an_agent_that_does_not_learn_has_no_search(job: Callable[[str], Outcome]):
