@@ -17,6 +17,7 @@ from agents.factorised import FactorisedPolicy
 from agents.fixed import FixedPolicy
 from agents.frozen import SB3Policy, action_distribution_batch, probabilities
 from agents.policy import Policy
+from agents.race import RacePolicy
 
 TRAINING = "training"
 
@@ -28,6 +29,8 @@ def blind_spot(policy: Policy) -> str | None:
     """
     if isinstance(policy, FixedPolicy) and policy.name not in ("annealed", "dynamic", "greedy"):
         return f"{policy.name} is a rule that does not look at the observation"
+    if isinstance(policy, RacePolicy):
+        return "race looks at its progress alone: the schedule shows all of it"
     if not isinstance(
         policy, SB3Policy | FactorisedPolicy | DDPGPolicy | BanditPolicy | FixedPolicy
     ):

@@ -60,14 +60,14 @@ def _heats(heats: Sequence[Mapping[str, Any]], pool: Sequence[str]) -> str:
     rows = []
     for heat in heats:
         masks = [
-            "".join("&#9679;" if name in heat[who] else "&middot;" for name in pool)
+            "".join("&#9679;" if name in heat[who] else "&#9675;" for name in pool)
             for who in ("incumbent", "challenger")
         ]
         values = [number(v, ".4g") if v is not None else "diverged" for v in heat["objectives"]]
         t = number(heat["t"], "+.1f") if heat["t"] is not None else "diverged"
         over = "takes over" if heat["taken"] else "given up"
         rows.append([f"{heat['start']}&ndash;{heat['end']}", *masks, *values, t, over])
-    heads = ["updates", "mask", "challenger", "objective", "challenger's", "t", "challenger"]
+    heads = ["updates", "mask", "challenger", "objective", "challenger's", "t", "verdict"]
     return note(
         "Heats: the student was forked, one lane kept its mask, the other had a challenger's, on the "
         "same batches. t is how far the challenger was ahead on the reward split, in standard errors "
