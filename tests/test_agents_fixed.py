@@ -265,7 +265,7 @@ def test_the_table_says_what_is_made(agent):
     # whoever learns looks at the student, but for those that compare masks; dynamic and greedy do
     # without learning
     blind = agent in ("best_static", "race")
-    assert info.observes is (info.learns and not blind or agent in ("dynamic", "greedy"))
+    assert info.observes is ((info.learns and not blind) or agent in ("dynamic", "greedy"))
 
 
 @pytest.mark.parametrize(
