@@ -172,10 +172,14 @@ class RaceAgent:
         self.settings: RaceConfig = config.race
         self.keep: Keep | None = None
         self.state: State | None = None
-        self.mask: Mask = (1,) * len(self.pool)
-        self.course: list[tuple[int, Mask]] = []
+        self.course: list[tuple[int, Mask]] = [(0, (1,) * len(self.pool))]
         self.heats: list[HeatRecord] = []
         self.taken = self.budget = 0
+
+    @property
+    def mask(self) -> Mask:
+        """The mask that the student has now."""
+        return self.course[-1][1]
 
     @property
     def learned(self) -> bool:
@@ -232,12 +236,10 @@ class RaceAgent:
         self.budget = int(env.get_wrapper_attr("updates"))
         if self.state is None:
             env.reset(seed=seed, options={"measure": False})
-            self.heats, self.taken, self.course = [], 0, []
-            self._wear((1,) * len(self.pool), 0)
+            self.heats, self.taken, self.course = [], 0, [(0, (1,) * len(self.pool))]
         else:
             self.taken = self.state["taken"]
             self.course = [(start, tuple(mask)) for start, mask in self.state["course"]]
-            self.mask = self.course[-1][1]
             self.heats = [_heat_of(one) for one in self.state["heats"]]
         return self.taken
 
@@ -248,7 +250,6 @@ class RaceAgent:
 
     def _wear(self, mask: Mask, start: int) -> None:
         """Have a mask from an update on."""
-        self.mask = mask
         self.course = [*(part for part in self.course if part[0] < start), (start, mask)]
 
     def _enter_stage(self, env: gym.Env) -> None:
