@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +18,7 @@ from ksel.ledger import Ledger
 from ksel.tracking import Tracker
 from ksel.trajectory import DecisionRow, ScheduleWriter
 
+Forked = TypeVar("Forked", Branched, Heat)
 OnDecision = Callable[[int, float, dict[str, Any]], None]
 COUNTS = ("updates_done", "ended_early", "rewards", "_before", "_update", "_decision")
 """What a recorder counts."""
@@ -157,23 +158,20 @@ class Recorder(gym.Wrapper):
 
     def branch(self, masks: np.ndarray) -> Branched:
         """Fork, see :meth:`DistillationEnv.branch`; the decisions of the chosen branch are recorded."""
-        start = time.perf_counter()
-        branched = self.inner.branch(masks)
-        self.seconds += time.perf_counter() - start
-        self._last = branched.observation
-        for step in branched.steps:
-            self._record(step)
-        return branched
+        return self._forked(lambda: self.inner.branch(masks))
 
     def heat(self, masks: np.ndarray, updates: int, doubt: float, objective: str) -> Heat:
         """Race, see :meth:`DistillationEnv.heat`; the decisions of the lane that is kept are recorded."""
+        return self._forked(lambda: self.inner.heat(masks, updates, doubt, objective))
+
+    def _forked(self, play: Callable[[], Forked]) -> Forked:
         start = time.perf_counter()
-        heat = self.inner.heat(masks, updates, doubt, objective)
+        forked = play()
         self.seconds += time.perf_counter() - start
-        self._last = heat.observation
-        for step in heat.steps:
+        self._last = forked.observation
+        for step in forked.steps:
             self._record(step)
-        return heat
+        return forked
 
     def _record(self, step: Step) -> None:
         """Write a decision down and show it."""
