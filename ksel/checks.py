@@ -38,6 +38,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("optim.epochs", 0, math.inf, True),
     ("optim.max_updates", 1, math.inf, False),
     ("optim.learning_rate", 0, math.inf, True),
+    ("optim.head_rate", 0, math.inf, True),
     ("optim.warmup", 0, 1, False),
     ("optim.weight_decay", 0, math.inf, False),
     ("optim.max_grad_norm", 0, math.inf, False),

@@ -276,6 +276,9 @@ class OptimConfig:
     """The step budget in optimiser updates; overrides epochs."""
     learning_rate: float = 5e-5
     """Peak learning rate."""
+    head_rate: float = 1.0
+    """Learning rate of the student's head (pooler and classifier) in multiples of that of the rest. A head
+    that starts from random numbers is what a short budget waits for; 5 to 10 helps there."""
     warmup: float = 0.1
     """Share of the updates with rising learning rate."""
     weight_decay: float = 0.01

@@ -24,6 +24,7 @@ from ksel.knowledge import KnowledgePool, mean_loss
 from ksel.ledger import Ledger
 from ksel.models import Tap
 from ksel.objectives import Fit, objective_loss
+from ksel.optim import RATE
 from ksel.search_config import CreditConfig, CreditSizes
 from ksel.tasks import Task
 from ksel.types import Batch, Needs, Signals
@@ -293,7 +294,7 @@ def _adam(g: Tensor, parameter: Tensor, optimizer: torch.optim.Optimizer) -> Ten
     decay, state = group["betas"][1], optimizer.state[parameter]
     second = state["exp_avg_sq"] * decay + g.square() * (1.0 - decay)
     corrected = second / (1.0 - decay ** (state["step"] + 1.0))
-    return g / (corrected.sqrt() + group["eps"])
+    return g * group[RATE] / (corrected.sqrt() + group["eps"])
 
 
 def _group_of(parameter: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

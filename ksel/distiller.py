@@ -28,9 +28,9 @@ from ksel.first_use import first_losses, first_norms
 from ksel.generator import OwnGenerator
 from ksel.gradients import SeparateGradients, add_together
 from ksel.knowledge import mean_loss, units
-from ksel.models import Tap
+from ksel.models import Tap, head_parameters
 from ksel.observing import Observed
-from ksel.optim import adamw, allocate_moments, linear_schedule
+from ksel.optim import adamw, allocate_moments, linear_schedule, set_rate
 from ksel.parts import DistillerParts
 from ksel.records import DivergedError, Snapshot, Update, blank_update
 from ksel.stages import Place, build_stages, place, stage_ends
@@ -71,7 +71,13 @@ class Distiller:
         trains(parts.student, parts.optim.embeddings)
         self.parameters = [p for m in self.modules for p in m.parameters() if p.requires_grad]
         self.tensors = [t for m in self.modules for t in (*m.parameters(), *m.buffers())]
-        self.optimizer = adamw(self.modules, parts.optim.learning_rate, parts.optim.weight_decay)
+        self.optimizer = adamw(
+            self.modules,
+            parts.optim.learning_rate,
+            parts.optim.weight_decay,
+            head_parameters(parts.student),
+            parts.optim.head_rate,
+        )
         self._moments = allocate_moments(self.optimizer)
         self._lazy: LazyRows | None = None
         if parts.optim.embeddings == "lazy":
@@ -380,8 +386,7 @@ class Distiller:
             if not math.isfinite(record.clip_norm):
                 names = [self.pool.names[k] for k in np.flatnonzero(record.weight)]
                 raise DivergedError(f"the gradient of {', '.join(names)} is not finite")
-            for group in self.optimizer.param_groups:
-                group["lr"] = record.learning_rate
+            set_rate(self.optimizer, record.learning_rate)
             self.optimizer.step()
             if self._lazy is not None:
                 self._lazy.step()

@@ -17,7 +17,7 @@ from ksel.config import FineTuneConfig
 from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.models import model_logits, on_device, own_generator
-from ksel.optim import adamw, linear_schedule
+from ksel.optim import adamw, linear_schedule, set_rate
 from ksel.tasks import Task
 from ksel.types import Batch
 
@@ -126,8 +126,7 @@ def train(
     with own_generator(settings.seed):
         for update in range(updates):
             factor = linear_schedule(update, updates, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * factor
+            set_rate(optimizer, settings.learning_rate * factor)
             rows, total = order.rows(update), 0.0
             for model, split in zip(models, splits, strict=True):
                 batch = split.batch(rows).to(device)

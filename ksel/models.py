@@ -316,6 +316,17 @@ def architecture(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_diff_dict().items() if name not in about}
 
 
+def head_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What turns the last layer's states into answers: the pooler, where there is one, and the rest of
+    the head."""
+    inside = f"{model.base_model_prefix}."
+    return [
+        p
+        for name, p in model.named_parameters()
+        if not name.startswith(inside) or name.startswith(f"{inside}pooler.")
+    ]
+
+
 def parameter_count(model: nn.Module) -> int:
     """Number of parameters, shared ones once."""
     return sum(p.numel() for p in model.parameters())

@@ -7,17 +7,48 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+RATE = "rate"
+"""Key of a parameter group: its learning rate in multiples of that of the update."""
+
 
 def adamw(
-    modules: Sequence[nn.Module], learning_rate: float, weight_decay: float
+    modules: Sequence[nn.Module],
+    learning_rate: float,
+    weight_decay: float,
+    head: Sequence[Tensor] = (),
+    head_rate: float = 1.0,
 ) -> torch.optim.AdamW:
-    """Fused AdamW over all trainable parameters; biases and norms are not decayed."""
+    """Fused AdamW over all trainable parameters; biases and norms are not decayed.
+
+    Args:
+        modules: whose parameters are trained.
+        learning_rate: to begin with; see :func:`set_rate`.
+        weight_decay: of the parameters with more than one dimension.
+        head: those of the parameters that have a learning rate of their own.
+        head_rate: that rate in multiples of the others'.
+
+    Returns:
+        The optimiser; its first group holds the decayed parameters outside the head.
+    """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    own = {id(p) for p in head} if head_rate != 1.0 else set()
+    groups = []
+    for rate, part in (
+        (1.0, [p for p in parameters if id(p) not in own]),
+        (head_rate, [p for p in parameters if id(p) in own]),
+    ):
+        decayed = [p for p in part if p.ndim > 1]
+        groups.append({"params": decayed, "weight_decay": weight_decay, RATE: rate})
+        kept = [p for p in part if p.ndim <= 1]
+        groups.append({"params": kept, "weight_decay": 0.0, RATE: rate})
+    filled = [group for number, group in enumerate(groups) if number < 2 or group["params"]]
+    return torch.optim.AdamW(filled, lr=learning_rate, fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of an update; each group has its own multiple of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group[RATE]
 
 
 def allocate_moments(optimizer: torch.optim.AdamW) -> list[Tensor]:

@@ -17,6 +17,7 @@ from ksel.distiller import SMALLEST_LOSS
 from ksel.errors import UsageError
 from ksel.knowledge import units
 from ksel.observing import Observed
+from ksel.optim import RATE
 from ksel.records import Update
 from ksel.stacked_sums import Gradients, Job, Totals, add_gradients, along, norms_of
 from ksel.stacking import Seen, SideBySide
@@ -385,7 +386,7 @@ class StackedStep:
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
-                lr=rate,
+                lr=rate * group[RATE],
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
                 maximize=False,
