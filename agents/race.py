@@ -1,9 +1,9 @@
 """race: masks race inside the one student's life; the one that teaches it faster is kept.
 
-From time to time the student is forked into two lanes with the same batches: one keeps its mask, the other
-has a challenger's. The challenger takes over where it is clearly ahead on the reward split (a paired t over its rows,
+From time to time the student is forked into lanes with the same batches: one keeps its mask, each of the
+others has a challenger's. A challenger takes over where it is clearly ahead on the reward split (a paired t over its rows,
 as races of configurations do: Birattari et al. 2002, "A racing algorithm for configuring
-metaheuristics"); the lane that is kept is the student, so half of a heat is never lost.
+metaheuristics"); the lane that is kept is the student, so its part of a heat is never lost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FEWEST_ROWS = 16
 
 @dataclass(frozen=True)
 class HeatRecord:
-    """One heat.
+    """One challenger in a heat; those of one heat share its start.
 
     Attributes:
         start, end: updates of the student before and after it.
@@ -212,17 +212,23 @@ class RaceAgent:
         """
         before, over = self._begin(env, decisions, seed), False
         logger = resumed_logger(logger_folder, before) if before else start_logger(logger_folder)
-        plan = plan_heats(self.budget, self.settings.share, self.settings.least, self.held)
+        plan = plan_heats(
+            self.budget,
+            self.settings.share,
+            self.settings.least,
+            self.held,
+            self.settings.challengers,
+        )
         try:
             while self.taken < decisions and not over:
                 taken = self.taken
                 self._enter_stage(env)
-                rival = self._rival(env, plan)
-                if rival is None:
+                rivals = self._rivals(env, plan)
+                if not rivals:
                     _, _, over, _, _ = env.step(np.array(self.mask))
                     self.taken += 1
                 else:
-                    over = self._heat(env, rival, plan.updates, logger)
+                    over = self._heat(env, rivals, plan.updates, logger)
                 if self._tell(taken, on_step, progress, stop):
                     break
                 if self.keep is not None and self.taken < decisions:
@@ -259,44 +265,47 @@ class RaceAgent:
             mask = tuple(int(bit) for bit in np.where(allowed, 1, self.mask))
             self._wear(mask, self._update(env))
 
-    def _rival(self, env: gym.Env, plan: Heats) -> Mask | None:
-        """The mask to race against now; None = no heat is left, none fits before the stage ends, or all
-        were raced.
+    def _rivals(self, env: gym.Env, plan: Heats) -> list[Mask]:
+        """The masks to race against now; none where no heat is left, none fits before the stage ends, or
+        all were raced.
 
         A pair races once: what has lost against a mask, or was replaced by it, does not come back
         to it at once.
         """
         left = env.get_wrapper_attr("distiller").place.end - self._update(env)
-        if len(self.heats) >= plan.count or left < plan.updates:
-            return None
+        if len({one.start for one in self.heats}) >= plan.count or left < plan.updates:
+            return []
         allowed = env.get_wrapper_attr("allowed")
         raced = {frozenset((one.incumbent, one.challenger)) for one in self.heats}
-        for mask in challengers(self.mask, self.pool, allowed):
-            if frozenset((self._names(self.mask), self._names(mask))) not in raced:
-                return mask
-        return None
+        fresh = [
+            mask
+            for mask in challengers(self.mask, self.pool, allowed)
+            if frozenset((self._names(self.mask), self._names(mask))) not in raced
+        ]
+        return fresh[: plan.challengers]
 
-    def _heat(self, env: gym.Env, rival: Mask, updates: int, logger: Logger) -> bool:
-        settings, start = self.settings, self._update(env)
+    def _heat(self, env: gym.Env, rivals: list[Mask], updates: int, logger: Logger) -> bool:
+        settings, start, incumbent = self.settings, self._update(env), self.mask
         run = env.get_wrapper_attr("heat")
-        heat = run(np.array([self.mask, rival]), updates, settings.doubt, settings.objective)
-        t, known = float(heat.t[1]), [_number(float(value)) for value in heat.objectives]
-        record = HeatRecord(
-            start,
-            self._update(env),
-            self._names(self.mask),
-            self._names(rival),
-            (known[0], known[1]),
-            _number(t),
-            heat.chosen == 1,
-        )
-        self.heats.append(record)
+        heat = run(np.array([incumbent, *rivals]), updates, settings.doubt, settings.objective)
+        known = [_number(float(value)) for value in heat.objectives]
+        for lane, rival in enumerate(rivals, 1):
+            record = HeatRecord(
+                start,
+                self._update(env),
+                self._names(incumbent),
+                self._names(rival),
+                (known[0], known[lane]),
+                _number(float(heat.t[lane])),
+                heat.chosen == lane,
+            )
+            self.heats.append(record)
+            if record.taken:
+                self._wear(rival, start)
         self.taken += heat.decisions
-        if record.taken:
-            self._wear(rival, start)
         if logger.output_formats:
-            logger.record("race/t", t)
-            logger.record("race/taken", float(record.taken))
+            logger.record("race/t", float(np.max(heat.t[1:])))
+            logger.record("race/taken", float(heat.chosen > 0))
             logger.dump(self.taken)
         return bool(heat.terminated)
 

@@ -77,20 +77,24 @@ def _wishes(mask: np.ndarray, pool: Sequence[str]) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class Heats:
-    """How many heats a race has, and their length in updates."""
+    """How many heats a race has, their length in updates, and the challengers of each."""
 
     count: int
     updates: int
+    challengers: int = 1
 
 
-def plan_heats(updates: int, share: float, least: int, held: int = 1) -> Heats:
-    """Heats of one challenger each, one after the other from the start of the student's life.
+def plan_heats(
+    updates: int, share: float, least: int, held: int = 1, challengers: int = 1
+) -> Heats:
+    """Heats one after the other from the start of the student's life.
 
     Args:
         updates: step budget of the student.
-        share: of it, for the lanes that are given up.
+        share: of it, for the lanes that are given up: as many in each heat as it has challengers.
         least: updates of a heat where the share has room for that.
         held: updates of a decision; heats are whole decisions.
+        challengers: of a heat at most; fewer where they have no room for ``least`` updates each.
 
     Returns:
         As many heats as fit, at least one, that use up the share; no heats (of 0 updates) where the
@@ -99,5 +103,7 @@ def plan_heats(updates: int, share: float, least: int, held: int = 1) -> Heats:
     decisions = int(share * updates + 1e-9) // held
     if decisions == 0:
         return Heats(0, 0)
-    count = max(1, decisions // math.ceil(least / held))
-    return Heats(count, decisions // count * held)
+    shortest = math.ceil(least / held)
+    lanes = max(1, min(challengers, decisions // shortest))
+    count = max(1, decisions // (lanes * shortest))
+    return Heats(count, decisions // (count * lanes) * held, lanes)

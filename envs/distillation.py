@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,9 +20,9 @@ from envs.heats import Heat, run_heat
 from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
-from ksel.evaluation import predict_logits, score_split
+from ksel.evaluation import predict_logits, predict_states, score_split
 from ksel.machine import pick_device
-from ksel.objectives import fit_objective, objective_rows, objective_value
+from ksel.objectives import fit_objective, objective_rows, objective_value, reads_states
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
@@ -239,7 +240,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if self._observing:
             self._see(self.distiller.observe())
         if self._measuring or self._ends:
-            self._objective = self._initial = self._value(self._reward_logits())
+            self._objective = self._initial = self._value()
             self._measured_at = 0
         self._running = True
         return self._observation(), {"update": 0, **self._objective_info()}
@@ -326,8 +327,9 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         """An objective on the reward split as it is now, row by row [R]; nan where it diverged."""
         split, settings = self.setup.reward, self.settings
         assert split.labels is not None
+        outputs = self._reward_outputs(objective)
         return objective_rows(
-            objective, self._reward_logits(), split.labels, self.setup.task, settings.margin_width
+            objective, outputs, split.labels, self.setup.task, settings.margin_width
         ).numpy()
 
     @property
@@ -536,7 +538,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     def _measure(self, info: dict[str, Any]) -> float:
         """The true drop of the objective since it was measured last."""
-        before, self._objective = self._objective, self._value(self._reward_logits())
+        before, self._objective = self._objective, self._value()
         self._measured_at = self.distiller.cursor
         drop = before - self._objective
         if not math.isfinite(drop):
@@ -554,25 +556,37 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             reward += self.settings.exploration * self._exploration(mask)
         if terminated and self.settings.final_metric:
             setup = self.setup
-            assert self._logits is not None
-            metrics = score_split(setup.task, self._logits, setup.reward, setup.config.span)
+            logits = self._reward_logits() if self._logits is None else self._logits
+            metrics = score_split(setup.task, logits, setup.reward, setup.config.span)
             reward += self.settings.final_metric * metrics[self.setup.task.metrics[0]]
         return reward
 
-    def _value(self, logits: Tensor) -> float:
+    def _value(self) -> float:
+        """The objective on the reward split as it is now."""
         labels = self.setup.reward.labels
         assert labels is not None
-        self._logits = logits
         name, task = self.settings.objective, self.setup.task
-        value = objective_value(name, logits, labels, task, self.settings.margin_width)
+        outputs = self._reward_outputs(name)
+        self._logits = None if reads_states(name) else outputs
+        value = objective_value(name, outputs, labels, task, self.settings.margin_width)
         if self.distiller.credit is not None and math.isfinite(value):
-            self.distiller.credit.state.fit = fit_objective(name, logits, labels, task)
+            fit = fit_objective(name, outputs, labels, task)
+            self.distiller.credit.state.fit = fit.to(self.distiller.device)
         return value
 
+    def _reward_outputs(self, objective: str) -> Tensor:
+        """What an objective is made of: the student's logits on the reward split, or its states."""
+        if reads_states(objective):
+            return self._predicted_by(predict_states)
+        return self._reward_logits()
+
     def _reward_logits(self) -> Tensor:
+        return self._predicted_by(predict_logits)
+
+    def _predicted_by(self, predict: Callable[..., Tensor]) -> Tensor:
         split = self.setup.reward
         with self.distiller.ledger.time("held_out", len(split)):
-            return predict_logits(
+            return predict(
                 self.distiller.student,
                 split,
                 batch_size=self.setup.config.batching.eval_size,

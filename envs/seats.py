@@ -13,8 +13,10 @@ from torch import Tensor
 
 from envs.distillation import DistillationEnv, EnvSnapshot
 from ksel.balance import RunningSizes
+from ksel.config import EnvConfig
 from ksel.distiller import Distiller
 from ksel.errors import UsageError
+from ksel.objectives import reads_states
 from ksel.records import DivergedError, Update
 from ksel.setup import Setup
 from ksel.stacked import StackedDistiller, StackedSnapshot, pick_mode
@@ -142,7 +144,7 @@ class Seats:
         updates: int | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        refuse_unfit(setup.config.env.reward, setup.config.search, students)
+        refuse_unfit(setup.config.env, setup.config.search, students)
         self.setup = setup
         self.core = setup.distiller
         mode = pick_mode(self.core, vectorize, say)
@@ -312,18 +314,23 @@ class Seats:
             )
 
 
-def refuse_unfit(reward: str, search: str, students: int) -> None:
+def refuse_unfit(env: EnvConfig, search: str, students: int) -> None:
     """Refuse settings under which students cannot train side by side.
 
     Args:
-        reward: ``env.reward``.
+        env: of the environment.
         search: ``search``.
         students: N.
 
     Raises:
         UsageError: names the options.
     """
-    if reward == "amortized":
+    if reads_states(env.objective):
+        raise UsageError(
+            f"--env.objective {env.objective}: it reads the states of one student, and --students "
+            f"{students} train side by side. Choose another objective, or set --students 1."
+        )
+    if env.reward == "amortized":
         raise UsageError(
             f"--env.reward amortized: credit is measured for one student at a time, and "
             f"--students {students} train side by side. Set --env.reward measured, or --students 1."

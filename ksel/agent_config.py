@@ -214,11 +214,15 @@ class RaceConfig:
     """What the lanes that are given up may cost at most, as a share of the step budget."""
     least: int = 24
     """Updates of a heat at least; where the share has no room for one this long, it is shorter."""
+    challengers: int = 2
+    """Masks that challenge the student's own in one heat, where the share has room for heats of the least
+    length with as many."""
     doubt: float = 2.5
     """Standard errors (paired, over the rows of the reward split) by which a challenger has to be
     ahead; lower: switches sooner, and on chance."""
-    objective: Literal["calibrated", "cross_entropy"] = "calibrated"
-    """What heats compare, see --env.objective; calibrated does not mistake a shifted scale for skill."""
+    objective: Literal["calibrated", "cross_entropy", "probe"] = "calibrated"
+    """What heats compare, see --env.objective; calibrated does not mistake a shifted scale for skill,
+    probe looks past the head."""
 
 
 @dataclass

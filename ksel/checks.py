@@ -66,6 +66,7 @@ RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("best_static.least", 1, math.inf, False),
     ("race.share", 0, 1, True),
     ("race.least", 1, math.inf, False),
+    ("race.challengers", 1, math.inf, False),
     ("race.doubt", 0, math.inf, False),
     ("random.probability", 0, 1, False),
     ("annealed.start", 0, 1, False),

@@ -313,8 +313,9 @@ class EnvConfig:
     from credit, checked against true drops over windows; auto = what the agent works with."""
     window: int = 50
     """amortized: updates between two measurements of the true drop."""
-    objective: Literal["cross_entropy", "calibrated", "margin"] = "cross_entropy"
-    """What a reward is the drop of, on the reward split."""
+    objective: Literal["cross_entropy", "calibrated", "margin", "probe"] = "cross_entropy"
+    """What a reward is the drop of, on the reward split; probe: of what a linear probe reads from the
+    student's states, whatever its head makes of them."""
     margin_width: float = 1.0
     """Width of the smooth 0-1 loss of the margin objective (logits)."""
     reward_scale: Literal["running", "quantile", "none"] = "running"

@@ -23,7 +23,7 @@ from ksel.data import BatchOrder, Split
 from ksel.knowledge import KnowledgePool, mean_loss
 from ksel.ledger import Ledger
 from ksel.models import Tap
-from ksel.objectives import Fit, objective_loss
+from ksel.objectives import Fit, objective_loss, reads_states
 from ksel.optim import RATE
 from ksel.search_config import CreditConfig, CreditSizes
 from ksel.tasks import Task
@@ -188,13 +188,9 @@ class Credit:
         batch = self.reward.batch(rows).to(device)
         named = self._named()
         with self.ledger.time("credit", len(batch)):
-            logits = self.tap(batch, Needs(logits=True)).logits
-            assert logits is not None
-            if self.task.is_span:
-                logits = logits.masked_fill(~batch.attention_mask.bool()[..., None], -math.inf)
             loss = objective_loss(
                 self.objective,
-                logits,
+                self._outputs(batch),
                 batch.labels,
                 self.task,
                 self.margin_width,
@@ -206,6 +202,17 @@ class Credit:
                 if grad is not None:
                     average.add_(grad)
             self.state.count = self.state.count * self.decay + 1.0
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        """What the objective is made of, with the graph behind it."""
+        if reads_states(self.objective):
+            last = int(self.tap.model.config.num_hidden_layers)
+            return self.tap(batch, Needs(cls=frozenset((last,)))).cls[last]
+        logits = self.tap(batch, Needs(logits=True)).logits
+        assert logits is not None
+        if self.task.is_span:
+            logits = logits.masked_fill(~batch.attention_mask.bool()[..., None], -math.inf)
+        return logits
 
     # ----------------------------------------------------------------- the direction
 

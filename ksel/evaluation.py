@@ -7,7 +7,7 @@ import re
 import string
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ksel.decoding import decode
 from ksel.errors import UsageError
 from ksel.models import model_logits
 from ksel.tasks import Task
+from ksel.types import Batch
 
 
 def predict_logits(
@@ -45,24 +46,56 @@ def predict_logits(
         [N, C] float32 on the CPU, in the order of the rows; for spans [N, L, 2], L tokens of the
         longest window, -inf where there is no token. Each module's training mode is as before.
     """
+
+    def logits_of(batch: Batch) -> Tensor:
+        logits = model_logits(model(**batch.model_inputs())).float()
+        if split.spans is not None:
+            logits = _padded(logits, batch.attention_mask, int(split.lengths.max()))
+        return logits
+
+    return _predict(logits_of, model, split, batch_size, device)
+
+
+def predict_states(
+    model: Any, split: Split, *, batch_size: int, device: torch.device | str
+) -> Tensor:
+    """The [CLS] states of a model's last layer over a split, without gradients.
+
+    Arguments as of :func:`predict_logits`.
+
+    Returns:
+        [N, h] float32 on the CPU, in the order of the rows.
+    """
+
+    def states_of(batch: Batch) -> Tensor:
+        inputs = {**batch.model_inputs(), "output_hidden_states": True}
+        return cast(Tensor, model(**inputs).hidden_states[-1][:, 0].float())
+
+    return _predict(states_of, model, split, batch_size, device)
+
+
+def _predict(
+    outputs: Callable[[Batch], Tensor],
+    model: Any,
+    split: Split,
+    batch_size: int,
+    device: torch.device | str,
+) -> Tensor:
+    """The outputs of all rows of a split, in their order."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     parts, order = [], []
     try:
         with torch.no_grad():
             for rows in evaluation_batches(split, batch_size):
-                batch = split.batch(rows).to(device)
-                logits = model_logits(model(**batch.model_inputs())).float()
-                if split.spans is not None:
-                    logits = _padded(logits, batch.attention_mask, int(split.lengths.max()))
-                parts.append(logits.cpu())
+                parts.append(outputs(split.batch(rows).to(device)).cpu())
                 order.append(rows)
     finally:
         for module in training:
             module.training = True
-    logits = torch.cat(parts)
-    in_order = torch.empty_like(logits)
-    in_order[torch.from_numpy(np.concatenate(order))] = logits
+    values = torch.cat(parts)
+    in_order = torch.empty_like(values)
+    in_order[torch.from_numpy(np.concatenate(order))] = values
     return in_order
 
 

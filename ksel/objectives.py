@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +12,11 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ksel.errors import UsageError, unknown_name
+from ksel.probe import fit_ridge
 from ksel.tasks import Task
 
-OBJECTIVES = ("cross_entropy", "calibrated", "margin")
+PROBE = "probe"
+OBJECTIVES = ("cross_entropy", "calibrated", "margin", PROBE)
 """Names of the objectives; see :func:`objective_value`."""
 
 LOG_TEMPERATURE = (-5.0, 5.0)
@@ -23,13 +25,22 @@ LOG_TEMPERATURE = (-5.0, 5.0)
 
 @dataclass(frozen=True)
 class Fit:
-    """What ``calibrated`` fits to the logits of a whole split: ``slope * logits + intercept``.
+    """What an objective fits to the outputs of a whole split.
 
-    Classes and spans have a slope alone, one over the temperature.
+    ``calibrated``: ``slope * logits + intercept``; classes and spans have a slope alone, one over the
+    temperature. ``probe``: ``states @ weight + bias``, [h, C] and [C].
     """
 
     slope: float = 1.0
     intercept: float = 0.0
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def to(self, device: torch.device) -> Fit:
+        """The same on a device."""
+        if self.weight is None or self.bias is None:
+            return self
+        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
 
 
 def objective_value(
@@ -44,10 +55,14 @@ def objective_value(
       mean squared error after the best affine fit. Both ignore over- and under-confidence.
     * ``margin``: mean ``sigmoid(-(logit of the label - largest other logit) / margin_width)``, a
       smooth share of errors. Not for regression.
+    * ``probe``: mean squared error of a ridge regression from the student's [CLS] states of its last
+      layer to the label (one-hot) or score, each row predicted by all others, see :mod:`ksel.probe`. It
+      does not look at the head. Not for spans.
 
     Args:
         name: one of :data:`OBJECTIVES`.
-        logits: [N, C], [N, 1] for regression, or [N, L, 2] for spans, padded with -inf.
+        logits: [N, C], [N, 1] for regression, or [N, L, 2] for spans, padded with -inf; for ``probe``
+            the states [N, h].
         labels: [N] int64 class ids or float scores, or [N, 2] int64 tokens.
         task: decides between classes, scores and spans.
         margin_width: width of the smooth step of ``margin`` (logits).
@@ -59,8 +74,22 @@ def objective_value(
     if not _usable(logits, task):
         return math.nan
     logits = logits.double()
+    if name == PROBE:
+        return float(fit_ridge(logits, _targets(labels, task)).rows.mean())
     fit = fit_objective(name, logits, labels, task)
     return float(objective_loss(name, logits, labels, task, margin_width, fit))
+
+
+def reads_states(name: str) -> bool:
+    """True if the objective looks at the student's last [CLS] states in place of its logits."""
+    return name == PROBE
+
+
+def _targets(labels: Tensor, task: Task) -> Tensor:
+    """What a probe predicts: scores [N, 1], or classes one-hot [N, C], in float64."""
+    if task.is_regression:
+        return labels.double()[:, None]
+    return F.one_hot(labels, task.num_outputs).double()
 
 
 def _log_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -74,26 +103,34 @@ def _log_temperature(logits: Tensor, labels: Tensor) -> float:
     return min((float(fit.x), *LOG_TEMPERATURE), key=loss)
 
 
-def check_objective(name: str, task: Task) -> None:
-    """Refuse an objective that the task has none of.
+def check_objective(name: str, task: Task, option: str = "--env.objective") -> None:
+    """Refuse an objective that the task has none of; ``option`` is where it was given.
 
     Raises:
-        UsageError: unknown name, or ``margin`` for regression.
+        UsageError: unknown name, ``margin`` for regression, ``probe`` for spans.
     """
     if name not in OBJECTIVES:
-        raise unknown_name("objective", name, OBJECTIVES, "--env.objective")
+        raise unknown_name("objective", name, OBJECTIVES, option)
     if name == "margin" and task.is_regression:
         raise UsageError(
-            f"--env.objective margin: task {task.name} has scores, not classes; use cross_entropy "
+            f"{option} margin: task {task.name} has scores, not classes; use cross_entropy "
             f"(mean squared error) or calibrated (after the best affine fit)."
+        )
+    if name == PROBE and task.is_span:
+        raise UsageError(
+            f"{option} probe: task {task.name} asks for spans, and a probe reads one state of "
+            f"each text; use cross_entropy or calibrated."
         )
 
 
 def fit_objective(name: str, logits: Tensor, labels: Tensor, task: Task) -> Fit:
-    """The fit at which ``calibrated`` is least; other objectives fit nothing.
+    """The fit at which ``calibrated`` is least, or the probe; other objectives fit nothing.
 
     Arguments as of :func:`objective_value`; the logits must be finite (but for padding).
     """
+    if name == PROBE:
+        ridge = fit_ridge(logits, _targets(labels, task))
+        return Fit(weight=ridge.weight, bias=ridge.bias)
     if name != "calibrated":
         return Fit()
     logits = logits.double()
@@ -112,7 +149,8 @@ def objective_loss(
     """The objective of a batch as a scalar that can be differentiated.
 
     The derivative of ``calibrated`` with its fit held still is that of :func:`objective_value`:
-    at the best fit the derivative with respect to the fit is 0.
+    at the best fit the derivative with respect to the fit is 0. That of ``probe`` leaves out how the
+    probe itself would change. Without a fit of its own a probe is made of the batch.
 
     Args:
         name, logits, labels, task, margin_width: as of :func:`objective_value`.
@@ -143,6 +181,8 @@ def objective_rows(
     if not _usable(logits, task):
         return torch.full((len(logits),), math.nan, dtype=torch.float64)
     logits = logits.double()
+    if name == PROBE:
+        return fit_ridge(logits, _targets(labels, task)).rows
     fit = fit_objective(name, logits, labels, task)
     return (
         _losses(name, logits, labels, task, margin_width, fit, "none").view(len(logits), -1).mean(1)
@@ -163,6 +203,14 @@ def _losses(
     fit: Fit,
     reduction: str,
 ) -> Tensor:
+    if name == PROBE:
+        if fit.weight is None or fit.bias is None:
+            fit = fit_objective(name, logits.detach(), labels, task)
+        assert fit.weight is not None
+        assert fit.bias is not None
+        predicted = logits.to(fit.weight.dtype) @ fit.weight + fit.bias
+        errors = (predicted - _targets(labels, task)).square().mean(-1)
+        return errors.mean() if reduction == "mean" else errors
     if name == "calibrated":
         logits = logits * fit.slope + fit.intercept
     if task.is_regression:

@@ -139,7 +139,7 @@ def _checked(config: RunConfig) -> tuple[RunConfig, bool]:
     config = resolve_threads(_resolve(config))
     check_students(config)
     if config.students > 1:
-        refuse_unfit(config.env.reward, config.search, config.students)
+        refuse_unfit(config.env, config.search, config.students)
     return config, soft
 
 

@@ -12,14 +12,14 @@ class CreditConfig:
 
     rows: int | None = None
     """Rows of the reward split in one held-out gradient; null = half of --batching.size."""
-    every: int = 2
+    every: int = 4
     """Updates between two held-out gradients."""
-    horizon: int = 20
+    horizon: int = 40
     """Updates over which the running average of held-out gradients reaches."""
     batch: int | None = None
     """Rows of the training batch on which the derivatives of the K losses are taken; 0 = all; null = a
     quarter of --batching.size."""
-    interval: int = 2
+    interval: int = 4
     """Updates between two passes for the derivatives; between them the last ones hold."""
     window: int = 10
     """Updates over which the credit that agents see is averaged."""

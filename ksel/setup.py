@@ -238,6 +238,7 @@ def _rows(
     """The source, and its train, reward and dev rows; train and reward carry their row numbers."""
     source = load_source(config.task, config.data, config.custom, say)
     check_objective(config.env.objective, source.task)
+    check_objective(config.race.objective, source.task, "--race.objective")
     source = limit_train(source, config.rows)
     # numbered from 0, so that each training row is tokenised only once
     train = replace(source.train, idx=np.arange(len(source.train)))

@@ -86,11 +86,15 @@ def test_heats_use_up_the_share() -> None:
     assert plan_heats(1, 0.1, 24) == Heats(0, 0)
     assert plan_heats(600, 0.4, 24, held=10) == Heats(8, 30)
     assert plan_heats(600, 0.4, 24, held=100) == Heats(2, 100)
+    assert plan_heats(150, 0.4, 24, challengers=2) == Heats(1, 30, 2)
+    assert plan_heats(60, 0.4, 24, challengers=2) == Heats(1, 24, 1)  # no room for two
+    assert plan_heats(600, 0.4, 24, challengers=3) == Heats(3, 26, 3)
     for updates in range(1, 400, 7):
         for held in (1, 2, 5, 30):
-            plan = plan_heats(updates, 0.4, 24, held)
-            assert plan.count * plan.updates <= 0.4 * updates
-            assert plan.updates % held == 0
+            for lanes in (1, 2, 3):
+                plan = plan_heats(updates, 0.4, 24, held, lanes)
+                assert plan.count * plan.updates * plan.challengers <= 0.4 * updates
+                assert plan.updates % held == 0
 
 
 def test_paired_t_is_that_of_scipy() -> None:
@@ -283,13 +287,13 @@ class Track:
     def heat(self, masks: np.ndarray, updates: int, doubt: float, objective: str) -> Heat:
         assert objective == "calibrated"
         values = [self.worth(tuple(int(b) for b in mask)) for mask in masks]
-        t = values[1] - values[0]
-        chosen = int(t > doubt)
+        t = np.array(values) - values[0]
+        chosen = int(t.argmax()) if t.max() > doubt else 0
         steps: list[Any] = [None] * min(updates, self.updates - self.distiller.cursor)
         self.masks += [tuple(int(b) for b in masks[chosen])] * len(steps)
         self.distiller.cursor += len(steps)
         over = self.distiller.cursor >= self.updates
-        return Heat(-np.array(values), np.array([0.0, t]), chosen, steps, {}, over)
+        return Heat(-np.array(values), t, chosen, steps, {}, over)
 
 
 def build(**race: Any) -> RaceAgent:
@@ -304,7 +308,7 @@ def build(**race: Any) -> RaceAgent:
 def test_a_challenger_that_is_clearly_ahead_takes_over() -> None:
     best = (1, 1, 1, 0, 0)
     track = Track(lambda mask: -3.0 * sum(a != b for a, b in zip(mask, best, strict=True)), 240)
-    agent = build()
+    agent = build(challengers=1)
     said: list[np.ndarray] = []
     assert agent.learn(track, 240, seed=5, on_step=lambda p, _: said.append(p)) == 240
     assert track.resets == [{"seed": 5, "options": {"measure": False}}]
@@ -322,9 +326,23 @@ def test_a_challenger_that_is_clearly_ahead_takes_over() -> None:
     assert played == track.masks
 
 
+def test_two_challengers_race_in_one_heat() -> None:
+    """Both against the same mask, at the same time; the better one takes over."""
+    track = Track(lambda mask: 9.0 if mask == (1, 1, 1, 0, 1) else float(mask == ANSWERS) * 5, 150)
+    agent = build()
+    agent.learn(track, 150, seed=0)
+    assert [(heat.start, heat.end, heat.taken) for heat in agent.heats] == [
+        (0, 30, False),
+        (0, 30, True),
+    ]
+    assert {heat.incumbent for heat in agent.heats} == {POOL}
+    assert [heat.t for heat in agent.heats] == [5.0, 9.0]
+    assert set(track.masks) == {(1, 1, 1, 0, 1)}
+
+
 def test_a_lead_within_the_noise_changes_nothing() -> None:
     track = Track(lambda mask: 2.0 if mask != ALL else 0.0, 240)
-    agent = build()
+    agent = build(challengers=1)
     agent.learn(track, 240, seed=0)
     assert set(track.masks) == {ALL}
     assert not any(heat.taken for heat in agent.heats)
@@ -332,14 +350,15 @@ def test_a_lead_within_the_noise_changes_nothing() -> None:
     assert agent.frozen().course == [(0.0, POOL)]
 
 
-def test_it_goes_on_from_a_kept_state() -> None:
+@pytest.mark.parametrize("challengers", [1, 2])
+def test_it_goes_on_from_a_kept_state(challengers: int) -> None:
     worth = lambda mask: -3.0 * sum(mask)  # noqa: E731
-    whole, track = build(), Track(worth, 120)
+    whole, track = build(challengers=challengers), Track(worth, 120)
     states: list[tuple[int, Any, int]] = []
     whole.keep = lambda taken, state: states.append((taken, state(), track.distiller.cursor))
     whole.learn(track, 120, seed=0)
     for taken, state, cursor in states[:: max(1, len(states) // 6)]:
-        other, again = build(), Track(worth, 120)
+        other, again = build(challengers=challengers), Track(worth, 120)
         again.distiller.cursor = cursor
         other.state = json.loads(json.dumps(state))
         assert other.learn(again, 120, seed=0) == 120
@@ -351,7 +370,7 @@ def test_it_goes_on_from_a_kept_state() -> None:
 def test_no_heat_begins_that_its_stage_would_cut_short() -> None:
     track = Track(lambda mask: 0.0, 120)
     track.distiller.place.end = 40  # heats have 24: the second would end at 48
-    agent = build()
+    agent = build(challengers=1)
     agent.learn(track, 120, seed=0)
     assert [(heat.start, heat.end) for heat in agent.heats] == [(0, 24)]
 
@@ -370,7 +389,7 @@ def test_a_mask_of_which_a_stage_allows_nothing_is_widened() -> None:
 
     # less and less is on, and at last nothing of what the second stage allows
     track = Stages(lambda mask: -3.0 * sum(mask) + 50 * (mask[4] == 0), 120)
-    agent = build()
+    agent = build(challengers=1)
     agent._wear((1, 1, 0, 0, 0), 0)
     original = agent._begin
 
@@ -396,7 +415,7 @@ def test_a_first_stage_with_one_type_has_no_heat(tmp_path: Path, tiny_settings: 
     changes = {
         "agent": NAME,
         "knowledge": {"pool": pool},
-        "race": {"least": 2, "doubt": 0.0},
+        "race": {"least": 2, "doubt": 0.0, "challengers": 1},
         "optim": {"max_updates": 12},
         "env": {"phase_steps": 2},
         "stages": [{"pool": ["hidden/skip"], "share": 0.34}, {"pool": pool, "share": 0.66}],
@@ -477,7 +496,7 @@ def test_settings_that_it_cannot_use_are_refused() -> None:
 def test_the_job_races(tmp_path: Path, tiny_settings: Any) -> None:
     changes = {
         "agent": NAME,
-        "race": {"least": 2, "doubt": 0.0},
+        "race": {"least": 2, "doubt": 0.0, "challengers": 1},
         "optim": {"max_updates": 12},
         "references": ["all"],
     }

@@ -16,6 +16,7 @@ from ksel.distiller import Distiller
 from ksel.errors import UsageError
 from ksel.knowledge import KINDS, mean_loss
 from ksel.objectives import Fit, fit_objective, objective_loss, objective_value
+from ksel.optim import set_rate
 from ksel.search_config import CreditConfig, CreditSizes, credit_sizes
 from ksel.setup import Setup
 from ksel.tasks import get_task
@@ -99,9 +100,11 @@ def test_all_derivatives_equal_those_of_separate_backward_passes(
     np.testing.assert_allclose(losses, distiller.losses(batch).detach(), **looser)
 
 
-def test_the_direction_is_that_of_an_adamw_step(make: Make):
+@pytest.mark.parametrize("head_rate", [1.0, 5.0])
+def test_the_direction_is_that_of_an_adamw_step(make: Make, head_rate: float):
     # a training gradient equal to the held-out one moves the weights along the direction
-    setup = make(optim={"max_updates": 9, "weight_decay": 0.0, "max_grad_norm": 0.0})
+    plain = {"max_updates": 9, "weight_decay": 0.0, "max_grad_norm": 0.0}
+    setup = make(optim={**plain, "head_rate": head_rate})
     distiller, credit = setup.distiller, credit_of(setup.distiller)
     credit.add_held_out(0)
     direction = credit.direction(distiller.optimizer)
@@ -109,8 +112,9 @@ def test_the_direction_is_that_of_an_adamw_step(make: Make):
     before = {name: named[name].detach().clone() for name in direction}
     for name in direction:
         named[name].grad = credit.state.average[name] / credit.state.count
+    rate = 1e-3
+    set_rate(distiller.optimizer, rate)
     distiller.optimizer.step()
-    rate = distiller.optimizer.param_groups[0]["lr"]
     for name, v in direction.items():
         moved = (before[name] - named[name].detach()) / rate
         torch.testing.assert_close(moved, v, rtol=1e-3, atol=1e-3)

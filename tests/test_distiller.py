@@ -19,9 +19,10 @@ from ksel.data import BatchOrder
 from ksel.distiller import Distiller
 from ksel.errors import UsageError
 from ksel.knowledge import KINDS, KnowledgePool, mean_loss
-from ksel.models import Tap, weights_fingerprint
+from ksel.models import Tap, head_parameters, load_classifier, weights_fingerprint
 from ksel.records import DivergedError, Update
 from ksel.setup import Setup
+from ksel.tasks import get_task
 from ksel.types import Batch, Needs, Signals
 
 UPDATES = 12
@@ -367,6 +368,39 @@ def test_learning_rate_rises_then_falls(make: Make) -> None:
 
 
 # --------------------------------------------------------------------------- teacher
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "electra"])
+def test_the_head_is_all_behind_the_last_layer(family: str, tmp_path: Path) -> None:
+    student = load_classifier(
+        str(tiny.write_teacher(tmp_path, family)), get_task("rte"), seed=0, option="--teacher"
+    )
+    names = {id(p): name for name, p in student.named_parameters()}
+    found = {names[id(p)] for p in head_parameters(student)}
+    inside = {name for name in names.values() if ".encoder." in name or ".embeddings." in name}
+    inside |= {name for name in names.values() if ".transformer." in name}
+    assert found
+    assert not found & inside
+    assert {n for n in names.values() if n not in inside} - found <= {
+        "electra.embeddings_project.weight",
+        "electra.embeddings_project.bias",
+    }
+
+
+def test_the_head_moves_at_its_own_multiple_of_the_rate(make: Make) -> None:
+    """AdamW's first step is as long as the rate, whatever the gradient."""
+    steps = []
+    for head_rate in (1.0, 4.0):
+        optim = {**PLAIN_OPTIM, "weight_decay": 0.0, "head_rate": head_rate}
+        distiller = make(["label"], knowledge=PLAIN, optim=optim).distiller
+        before = {n: p.detach().clone() for n, p in distiller.student.named_parameters()}
+        distiller.update(mask(1))
+        steps.append({n: p.detach() - before[n] for n, p in distiller.student.named_parameters()})
+    head = {n for n in steps[0] if n.startswith("classifier") or ".pooler." in n}
+    assert head
+    for name, plain in steps[0].items():
+        factor = 4.0 if name in head else 1.0
+        torch.testing.assert_close(steps[1][name], factor * plain, rtol=1e-3, atol=1e-6)
 
 
 def test_a_live_teacher_runs_only_where_it_is_needed_and_once(make: Make) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ksel.optim import adamw, allocate_moments, linear_schedule
+from ksel.optim import adamw, allocate_moments, linear_schedule, set_rate
 
 
 def test_only_matrices_that_learn_are_decayed() -> None:
@@ -54,3 +54,24 @@ def test_learning_rate_rises_and_falls_linearly_and_never_to_zero() -> None:
     assert factors[4:] == pytest.approx([6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7])
     assert linear_schedule(0, 4, 0.0) == 1.0
     assert [linear_schedule(u, 2, 1.0) for u in range(2)] == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_a_head_has_its_own_multiple_of_the_rate() -> None:
+    body, head = nn.Linear(1, 1), nn.Linear(1, 1)
+    with torch.no_grad():
+        for parameter in (*body.parameters(), *head.parameters()):
+            parameter.fill_(2.0)
+    optimizer = adamw([body, head], 1.0, 0.5, list(head.parameters()), 3.0)
+    assert optimizer.param_groups[0]["params"] == [body.weight]
+    set_rate(optimizer, 0.1)
+    (body(torch.ones(1, 1)) + head(torch.ones(1, 1))).sum().backward()
+    optimizer.step()
+    for layer, rate in ((body, 0.1), (head, 0.3)):
+        assert layer.weight.item() == pytest.approx(2.0 * (1 - rate * 0.5) - rate, abs=1e-6)
+        assert layer.bias.item() == pytest.approx(2.0 - rate, abs=1e-6)
+
+
+def test_a_multiple_of_one_changes_nothing() -> None:
+    body, head = nn.Linear(1, 1), nn.Linear(1, 1)
+    groups = adamw([body, head], 0.1, 0.5, list(head.parameters())).param_groups
+    assert [len(group["params"]) for group in groups] == [2, 2]

@@ -133,6 +133,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "knowledge": {"balance": "gradient", "balance_every": 3, "ema_decay": 0.9},
         "optim": {"accumulate": 2, "grad_norm_every": 7},
     },
+    "head": {"optim": {"head_rate": 5.0}},
     "stages": {
         "stages": [
             {"pool": ["hidden/skip", "value_relation/last_1"], "share": 0.5},

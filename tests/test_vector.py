@@ -294,6 +294,10 @@ def test_what_cannot_be_is_refused(tiny_setup: Callable[..., Setup]) -> None:
     with pytest.raises(UsageError, match=r"--env.reward amortized.*--students 2"):
         VectorDistillationEnv(2, setup=setup)
     setup.config.env.reward = "measured"
+    setup.config.env.objective = "probe"
+    with pytest.raises(UsageError, match=r"--env.objective probe.*--students 2"):
+        VectorDistillationEnv(2, setup=setup)
+    setup.config.env.objective = "cross_entropy"
     setup.config.search = "branch"
     with pytest.raises(UsageError, match=r"--search branch.*--students 2"):
         VectorDistillationEnv(2, setup=setup)
