@@ -57,6 +57,26 @@ class Branched:
         return len(self.steps)
 
 
+def hold(env: DistillationEnv, action: Any, updates: int, *, resting: bool = False) -> list[Step]:
+    """Decisions with one action for this many updates; fewer where stage or episode ends.
+
+    Args:
+        env: in an episode.
+        action: as of :meth:`DistillationEnv.step`.
+        updates: optimiser updates; at least one decision is taken.
+        resting: measure none of the decisions but the last.
+    """
+    end = min(env.distiller.cursor + updates, env.distiller.place.end)
+    steps: list[Step] = []
+    while not steps or (env.distiller.cursor < end and not steps[-1].terminated):
+        before, mask = env.training_features(), env.as_mask(action)
+        last = env.distiller.cursor + env.settings.phase_steps >= end
+        with env.rest(resting and not last):
+            _, reward, terminated, _, info = env.step(mask)
+        steps.append(Step(mask, before, reward, terminated, info))
+    return steps
+
+
 def fork(env: DistillationEnv, masks: np.ndarray, updates: int) -> Branched:
     """Hold each mask for ``updates`` updates from where the student is, and keep the best branch.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,17 +13,15 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
 
 from envs.amortized import Amortized
-from envs.branches import Branched, Step, fork
+from envs.branches import Branched, Step, fork, hold
 from envs.heats import Heat, run_heat
+from envs.held_out import HeldOut
 from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
-from ksel.evaluation import predict_logits, predict_states, score_split
 from ksel.machine import pick_device
-from ksel.objectives import fit_objective, objective_rows, objective_value, reads_states
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
@@ -160,8 +159,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         )
         self.spaces = self._spaces(count)
         self.observation_space = spaces.Dict(self.spaces)  # type: ignore[assignment]
+        self.held_out = HeldOut(self.setup, self.distiller)
         self._running = self._resting = False
-        self._logits: Tensor | None = None
         self._life = -1
 
     @property
@@ -228,22 +227,20 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._exploration = Exploration(self.soft)
         self._amortized = self._new_amortized()
         self._decision = 0
-        self._measured_at = self._forked_at = -1
+        self._forked_at = -1
+        self.held_out.forget()
         self._resting = False
         self._cls = {
             name: np.zeros(space.shape or (), np.float32)
             for name, space in self.spaces.items()
             if name != "training"
         }
-        self._objective = self._initial = math.nan
-        self._logits = None
         if self._observing:
             self._see(self.distiller.observe())
         if self._measuring or self._ends:
-            self._objective = self._initial = self._value()
-            self._measured_at = 0
+            self.held_out.begin()
         self._running = True
-        return self._observation(), {"update": 0, **self._objective_info()}
+        return self._observation(), {"update": 0, **self.held_out.info()}
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Hold the action for ``phase_steps`` updates; see the class for what is paid and seen.
@@ -325,12 +322,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     def objective_rows(self, objective: str) -> np.ndarray:
         """An objective on the reward split as it is now, row by row [R]; nan where it diverged."""
-        split, settings = self.setup.reward, self.settings
-        assert split.labels is not None
-        outputs = self._reward_outputs(objective)
-        return objective_rows(
-            objective, outputs, split.labels, self.setup.task, settings.margin_width
-        ).numpy()
+        return self.held_out.rows(objective)
 
     @property
     def measures(self) -> bool:
@@ -344,25 +336,26 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
 
     def objective_now(self) -> float:
         """The objective on the reward split, measured unless it is known."""
-        if self._measured_at != self.distiller.cursor:
+        if self.held_out.at != self.distiller.cursor:
             self._measure({})
             if self._amortized is not None:
                 self._amortized.skip()
-        return self._objective
+        return self.held_out.value
+
+    @contextmanager
+    def rest(self, resting: bool) -> Iterator[None]:
+        """Inside, decisions are not measured, if ``resting``."""
+        before, self._resting = self._resting, resting
+        try:
+            yield
+        finally:
+            self._resting = before
 
     def hold_branch(self, action: Any, updates: int) -> list[Step]:
         """Decisions with one action for this many updates, the last one measured."""
-        end = min(self.distiller.cursor + updates, self.distiller.place.end)
-        steps: list[Step] = []
-        while not steps or (self.distiller.cursor < end and not steps[-1].terminated):
-            before, mask = self.training_features(), self.as_mask(action)
-            self._resting = self.distiller.cursor + self.settings.phase_steps < end
-            try:
-                _, reward, terminated, _, info = self.step(mask)
-            finally:
-                self._resting = False
-            steps.append(Step(mask, before, reward, terminated, info))
-        if "reason" in info or self._measured_at == self.distiller.cursor:
+        steps = hold(self, action, updates, resting=True)
+        info = steps[-1].info
+        if "reason" in info or self.held_out.at == self.distiller.cursor:
             return steps
         assert self._amortized is not None
         try:
@@ -407,14 +400,14 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             self._exploration.copy(),
             None if self._amortized is None else self._amortized.copy(),
             dict(self.np_random.bit_generator.state),
-            self._objective,
-            self._initial,
+            self.held_out.value,
+            self.held_out.initial,
             self._decision,
             self._updates,
             self._measuring,
             self._observing,
             self._running,
-            self._measured_at,
+            self.held_out.at,
             self._forked_at,
             {name: value.copy() for name, value in self._cls.items()},
             self._ends,
@@ -432,13 +425,13 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         self._scale, self._exploration = state.scale.copy(), state.exploration.copy()
         self._amortized = None if state.amortized is None else state.amortized.copy()
         self.np_random.bit_generator.state = state.random
-        self._objective, self._initial = state.objective, state.initial
+        self.held_out.value, self.held_out.initial = state.objective, state.initial
         self._decision, self._updates = state.decision, state.updates
         self._measuring, self._observing = state.measuring, state.observing
         self._ends = state.ends
         self._cls = {name: value.copy() for name, value in state.cls.items()}
         self._running = state.running
-        self._measured_at, self._forked_at = state.measured_at, state.forked_at
+        self.held_out.at, self._forked_at = state.measured_at, state.forked_at
         return self._observation()
 
     def _check_measure(self, measure: object, observe: bool) -> None:
@@ -515,7 +508,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         """The scaled true drop of this decision."""
         drop = self._measure(info)
         scaled, scale = self._scale(drop)
-        self._features.judge(scaled, self._objective, self._initial)
+        self._features.judge(scaled, self.held_out.value, self.held_out.initial)
         info["reward_scale"] = scale
         return scaled
 
@@ -532,20 +525,14 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
                 info[f"credit/{name}"] = float(value)
         if self._measuring and (amortized.due or terminated):
             info |= amortized.close(self._measure(info))
-        self._features.judge(scaled, self._objective, self._initial)
+        self._features.judge(scaled, self.held_out.value, self.held_out.initial)
         info |= amortized.figures() if self._measuring else {}
         return scaled
 
     def _measure(self, info: dict[str, Any]) -> float:
         """The true drop of the objective since it was measured last."""
-        before, self._objective = self._objective, self._value()
-        self._measured_at = self.distiller.cursor
-        drop = before - self._objective
-        if not math.isfinite(drop):
-            raise DivergedError(
-                f"the {self.settings.objective} objective on the reward split is {self._objective}"
-            )
-        info |= {**self._objective_info(), "drop": drop}
+        drop = self.held_out.drop(self.distiller.cursor)
+        info |= {**self.held_out.info(), "drop": drop}
         return drop
 
     def _reward(self, mask: np.ndarray, scaled: float, terminated: bool) -> float:
@@ -555,46 +542,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
         if self.settings.exploration:
             reward += self.settings.exploration * self._exploration(mask)
         if terminated and self.settings.final_metric:
-            setup = self.setup
-            logits = self._reward_logits() if self._logits is None else self._logits
-            metrics = score_split(setup.task, logits, setup.reward, setup.config.span)
-            reward += self.settings.final_metric * metrics[self.setup.task.metrics[0]]
+            reward += self.settings.final_metric * self.held_out.metric()
         return reward
-
-    def _value(self) -> float:
-        """The objective on the reward split as it is now."""
-        labels = self.setup.reward.labels
-        assert labels is not None
-        name, task = self.settings.objective, self.setup.task
-        outputs = self._reward_outputs(name)
-        self._logits = None if reads_states(name) else outputs
-        value = objective_value(name, outputs, labels, task, self.settings.margin_width)
-        if self.distiller.credit is not None and math.isfinite(value):
-            fit = fit_objective(name, outputs, labels, task)
-            self.distiller.credit.state.fit = fit.to(self.distiller.device)
-        return value
-
-    def _reward_outputs(self, objective: str) -> Tensor:
-        """What an objective is made of: the student's logits on the reward split, or its states."""
-        if reads_states(objective):
-            return self._predicted_by(predict_states)
-        return self._reward_logits()
-
-    def _reward_logits(self) -> Tensor:
-        return self._predicted_by(predict_logits)
-
-    def _predicted_by(self, predict: Callable[..., Tensor]) -> Tensor:
-        split = self.setup.reward
-        with self.distiller.ledger.time("held_out", len(split)):
-            return predict(
-                self.distiller.student,
-                split,
-                batch_size=self.setup.config.batching.eval_size,
-                device=self.distiller.device,
-            )
-
-    def _objective_info(self) -> dict[str, float]:
-        return {"objective": self._objective} if math.isfinite(self._objective) else {}
 
     def _types_info(self, updates: list[Update]) -> dict[str, float]:
         info = {

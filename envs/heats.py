@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from envs.branches import Step
+from envs.branches import Step, hold
 
 if TYPE_CHECKING:
     from envs.distillation import DistillationEnv
@@ -115,12 +115,7 @@ def _lane(
     env: DistillationEnv, mask: np.ndarray, updates: int, objective: str
 ) -> tuple[list[Step], np.ndarray]:
     """The decisions of a lane, and the objective of each reward row at its end."""
-    end = min(env.distiller.cursor + updates, env.distiller.place.end)
-    steps: list[Step] = []
-    while not steps or (env.distiller.cursor < end and not steps[-1].terminated):
-        before, action = env.training_features(), env.as_mask(mask)
-        _, reward, terminated, _, info = env.step(action)
-        steps.append(Step(action, before, reward, terminated, info))
+    steps = hold(env, mask, updates)
     if "reason" in steps[-1].info:
         return steps, np.full(1, math.nan)
     return steps, env.objective_rows(objective)

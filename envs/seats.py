@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from envs.distillation import DistillationEnv, EnvSnapshot
+from envs.held_out import HeldOut
 from ksel.balance import RunningSizes
 from ksel.config import EnvConfig
 from ksel.distiller import Distiller
@@ -99,14 +100,14 @@ class Seat(DistillationEnv):
         super().__init__(setup=seats.setup, soft=soft, updates=updates)
         self.seats, self.number = seats, number
         self.distiller = cast(Distiller, SeatDistiller(seats, number))
+        self.held_out = HeldOut(
+            self.setup, self.distiller, lambda: self.seats.reward_logits()[self.number]
+        )
 
     @property
     def own(self) -> SeatDistiller:
         """What it has in place of a distiller."""
         return cast(SeatDistiller, self.distiller)
-
-    def _reward_logits(self) -> Tensor:
-        return self.seats.reward_logits()[self.number]
 
 
 @dataclass

@@ -26,6 +26,7 @@ from agents.halving import (
 from agents.make import check_agent, check_settings, make_agent, resolve_reward, resolve_search
 from agents.policy import Learner, Resumable, load_policy
 from envs.distillation import DistillationEnv
+from envs.held_out import HeldOut
 from envs.recording import Recorder
 from ksel.config import RunConfig, StageConfig
 from ksel.errors import UsageError
@@ -505,13 +506,13 @@ def test_the_schedule_says_where_a_play_was_measured(tiny_setup: Any) -> None:
 def test_a_real_play_whose_objective_is_not_finite_is_last(
     tiny_setup: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    value, looks = DistillationEnv._value, []
+    value, looks = HeldOut.objective, []
 
-    def broken(self: DistillationEnv, logits: Any) -> float:
-        looks.append(value(self, logits))
+    def broken(self: HeldOut) -> float:
+        looks.append(value(self))
         return float("nan") if len(looks) == 2 else looks[-1]
 
-    monkeypatch.setattr(DistillationEnv, "_value", broken)
+    monkeypatch.setattr(HeldOut, "objective", broken)
     agent, recorder = search_of_real_students(tiny_setup(), 18)
     assert [play.score is None for play in agent.plays] == [True, False, False]
     assert agent.frozen().mask != agent.plays[0].mask

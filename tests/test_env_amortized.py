@@ -371,13 +371,13 @@ def test_an_objective_that_is_not_finite_ends_a_branch(make: Make, monkeypatch: 
     env.reset(seed=4)
     env.step([1, 1, 1])
     env.objective_now()
-    real, calls = env._value, []
+    real, calls = env.held_out.objective, []
 
-    def value(logits: Tensor) -> float:
+    def value() -> float:
         calls.append(1)
-        return math.nan if len(calls) == 2 else real(logits)
+        return math.nan if len(calls) == 2 else real()
 
-    monkeypatch.setattr(env, "_value", value)
+    monkeypatch.setattr(env.held_out, "objective", value)
     branched = env.branch(MASKS)
     assert np.isnan(branched.drops).tolist() == [False, True, False]
     assert branched.chosen != 1
