@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,13 @@ from ksel.data import Split
 from ksel.evaluation import constant_score, evaluate_dev
 from ksel.files import write_json
 from ksel.leaving import Job, write_schedule
+from ksel.machine import store_folder
 from ksel.models import parameter_count
 from ksel.packing import State
 from ksel.resuming import job_state, keep
 from ksel.setup import Setup
 from ksel.summary import describe
+from ksel.teacher_scores import known_scores
 from ksel.tracking import Stage, Tracker, training_loss
 
 CHANCE = 0.01
@@ -85,7 +88,14 @@ def measure_teacher(job: Job, setup: Setup, tracker: Tracker) -> None:
     records = []
     for number, teacher in enumerate(setup.teachers):
         model, dev = teacher.model, setup.dev_as_read[number]
-        metrics = _dev(setup, model, None, dev)
+        metrics = known_scores(
+            store_folder(job.config),
+            model,
+            setup.task,
+            dev,
+            job.config.batching.eval_size,
+            partial(_dev, setup, model, None, dev),
+        )
         records.append(
             {
                 **teacher.record,
