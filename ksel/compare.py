@@ -49,6 +49,8 @@ from ksel.methods import merged, packaged, read_yaml
 from ksel.settings import QUICK, partial_settings
 
 PROG = "python -m ksel.compare"
+NAMED = 4
+"""Settings that a note names."""
 EVALUATIONS = 10
 """Measurements on the way of a cell, unless told otherwise: a curve needs more than a run's four."""
 
@@ -63,6 +65,8 @@ def main(argv: list[str]) -> int:
     cells, refused = _cells(plan, set(_asked(own, rest)))
     _check_against(own, cells)
     executor = _executor(own, plan, folder)
+    for line in _notes(plan):
+        print(line)
     folder.mkdir(parents=True, exist_ok=True)
     with alone(folder):
         if own.resume is not None:
@@ -270,6 +274,29 @@ def _cells(plan: Plan, asked: set[Key]) -> tuple[list[Cell], dict[str, str]]:
             if (task, label) in problems:
                 refused[cell.name] = problems[task, label]
     return cells, refused
+
+
+def _notes(plan: Plan) -> Iterator[str]:
+    """What is compared otherwise than its name says: lines for the user, each once."""
+    lines: dict[str, None] = {}
+    for label, own in plan.tasks.items():
+        base = merged(plan.base, {"task": own.get(FROM, label), **_bare(own)})
+        pool = pool_of(base)
+        for one in _contenders(plan, base):
+            if one.left_out:
+                names = ", ".join(f"--{name}" for name in one.left_out[:NAMED])
+                more = len(one.left_out) - NAMED
+                names += f" and {more} more" if more > 0 else ""
+                lines[
+                    f"note: {one.label}: its own {names} is not followed; that must be one for all methods."
+                ] = None
+            played = pool_of(one.settings)
+            if one.played and played != pool:
+                lines[
+                    f"note: {one.label}: {one.played['run']} decides over its own pool "
+                    f"({', '.join(played)}), not over the comparison's ({', '.join(pool)})."
+                ] = None
+    yield from lines
 
 
 def _bare(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -365,7 +365,9 @@ def test_cells_of_one_seed_have_one_start_and_one_order_of_batches(
     assert not np.array_equal(trained["rte-tinybert-s0"][0], trained["rte-tinybert-s1"][0])
 
 
-def test_a_policy_and_a_schedule_are_played_as_they_are(words: list[str], tmp_path: Path) -> None:
+def test_a_policy_and_a_schedule_are_played_as_they_are(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     more = ["--methods", "a2c", "--baselines", "none", "--seeds", "1", "--episodes.count", "1"]
     assert compare.main([*words, *more, "--out", str(first)]) == 0
@@ -374,6 +376,12 @@ def test_a_policy_and_a_schedule_are_played_as_they_are(words: list[str], tmp_pa
     at = words.index("--knowledge.pool")  # theirs, not the comparison's
     words = [*words[:at], *words[at + 2 :]]
     assert compare.main([*words, *more, "--seeds", "0,1", "--out", str(second)]) == 0
+    assert "its own pool" not in capsys.readouterr().out  # it is the comparison's
+    base = {"knowledge": {"pool": ["label", "response"]}}
+    plan = compare.make_plan({}, tasks=["rte"], methods=[f"policy:{made}"], base=base)
+    pool = ", ".join(read_schedule(made / "schedule.parquet").pool)
+    (line,) = compare._notes(plan)
+    assert f"decides over its own pool ({pool}), not over the comparison's (label, resp" in line
     logged = read_schedule(made / "schedule.parquet").actions("final")
     runs = second / "runs"
     for name in ("rte-same-s0", "rte-same-s1", "rte-policy_rte-a2c-s0-s0"):
@@ -389,13 +397,15 @@ def test_a_policy_and_a_schedule_are_played_as_they_are(words: list[str], tmp_pa
 
 
 def test_a_saved_runs_settings_are_a_method_of_the_comparisons_student(
-    words: list[str], tmp_path: Path
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"agent": "round_robin", "student": {"layers": 1}, "name": "x"}))
     out = tmp_path / "out"
     more = ["--methods", str(file), "--baselines", "none", "--seeds", "1", "--out", str(out)]
+    capsys.readouterr()
     assert compare.main([*words, *more]) == 0
+    assert "note: mine: its own --student.layers is not followed" in capsys.readouterr().out
     config = open_run(out / "runs" / "rte-mine-s0").config
     assert config.agent == "round_robin"
     assert config.student.layers == 2
