@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.make import check_rewards, get_agent
-from agents.policy import read_header
+from agents.policy import read_header, refuse_other_pool
 from ksel import transfers
 from ksel.checks import check_unrewarded
 from ksel.config import CustomTaskConfig, RunConfig
@@ -134,6 +134,8 @@ def parse(argv: Sequence[str]) -> Request:
     config, changed = _settings(run, own.mode, rest)
     schedule = read_schedule(run.folder / SCHEDULE)
     _check_run(own.mode, run, schedule, own.policy)
+    if own.policy is not None and "knowledge.pool" not in changed:
+        _check_pool(own.policy, schedule)
     return Request(
         run,
         own.mode,
@@ -214,6 +216,12 @@ def _check_run(mode: str, run: SavedRun, schedule: Schedule, policy: Path | None
     was_observed(schedule)
     if mode == "validate":
         load_weights(run.needs_student())
+
+
+def _check_pool(policy: Path, schedule: Schedule) -> None:
+    """Refuse a policy of another pool; of a zip nobody knows before it is opened."""
+    if policy.is_dir():
+        refuse_other_pool(policy, read_header(policy)["pool"], schedule.pool)
 
 
 def _take_run(words: list[str]) -> tuple[str, list[str]]:

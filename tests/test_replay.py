@@ -418,6 +418,17 @@ def test_a_policy_that_does_not_fit_is_refused_with_the_difference(
     assert "the run has fsp/skip, the policy does not" in capsys.readouterr().err
 
 
+def test_a_policy_of_another_pool_is_refused_before_any_work(
+    a2c: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = maker(knowledge={"pool": ["label", "response"]})
+    monkeypatch.setattr(replay, "prepare", lambda *_: pytest.fail("data and teacher were read"))
+    assert call(a2c, "--mode", "policy", "--policy", other / "policy") == 2
+    message = capsys.readouterr().err
+    assert "the policy does not" in message
+    assert "Use its pool: label, response." in message
+
+
 # --------------------------------------------------------------------------- bad input
 
 
