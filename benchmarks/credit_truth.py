@@ -32,7 +32,7 @@ from ksel.cli import quiet_libraries
 from ksel.credit import Credit, all_masks, few_rows, predict
 from ksel.distiller import Distiller
 from ksel.evaluation import predict_logits, score_split
-from ksel.objectives import OBJECTIVES, objective_value
+from ksel.objectives import OBJECTIVES, objective_value, reads_states
 from ksel.records import Snapshot
 from ksel.search_config import credit_sizes
 from ksel.settings import config_from_dict
@@ -110,7 +110,7 @@ def values(setup: Setup) -> dict[str, float]:
     found = {
         name: objective_value(name, logits, split.labels, setup.task, config.env.margin_width)
         for name in OBJECTIVES
-        if not (name == "margin" and setup.task.is_regression)
+        if not (name == "margin" and setup.task.is_regression) and not reads_states(name)
     }
     metric = score_split(setup.task, logits, split, config.span)
     return {**found, "metric": next(iter(metric.values()))}
@@ -263,7 +263,7 @@ def all_predictions(
         fresh_average(one, total, first)
         found[f"fresh, {total} rows, {name}"] = predictions(setup, state, one, masks)["clip"]
     for objective in OBJECTIVES[1:]:
-        if objective == "margin" and setup.task.is_regression:
+        if (objective == "margin" and setup.task.is_regression) or reads_states(objective):
             continue
         one = variant(setup, objective)
         distiller.restore(state)

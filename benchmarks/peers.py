@@ -44,6 +44,7 @@ from peer_loops import (
 
 from ksel.distiller import Distiller
 from ksel.models import load_classifier, load_tokenizer
+from ksel.optim import RATE
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
 from ksel.tasks import get_task
@@ -229,7 +230,7 @@ def ksel_seconds(work: Work, levers: Levers, folder: Path) -> float:
             pad_to_limit(distiller, work.length, setup.train.pad_token_id)
         if not levers.fused:
             groups = [
-                {"params": group["params"], "weight_decay": group["weight_decay"]}
+                {name: group[name] for name in ("params", "weight_decay", RATE)}
                 for group in distiller.optimizer.param_groups
             ]
             distiller.optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE)

@@ -22,6 +22,7 @@ from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
 from ksel.machine import pick_device
+from ksel.objectives import reads_states
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
@@ -239,6 +240,8 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             self._see(self.distiller.observe())
         if self._measuring or self._ends:
             self.held_out.begin()
+        elif self._amortized is not None and reads_states(self.settings.objective):
+            self.held_out.objective()  # credit needs its fit
         self._running = True
         return self._observation(), {"update": 0, **self.held_out.info()}
 

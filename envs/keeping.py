@@ -12,6 +12,7 @@ from ksel.balance import RunningSizes
 from ksel.credit import CreditState
 from ksel.objectives import Fit
 from ksel.packing import records
+from ksel.probe import Ridge
 from ksel.records import Snapshot
 from ksel.stacked import StackedSnapshot
 from ksel.trust import TrustWatch
@@ -25,6 +26,7 @@ KNOWN = records(
     Exploration,
     Features,
     Fit,
+    Ridge,
     RunningSizes,
     SeatsSnapshot,
     Snapshot,

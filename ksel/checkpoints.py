@@ -29,7 +29,7 @@ from ksel.errors import UsageError
 from ksel.files import atomic_folder
 from ksel.packing import Records, State, pack, unpack
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "checkpoint"
 HEADER, VALUES, TENSORS = "checkpoint.json", "state.json", "state.safetensors"
 

@@ -10,6 +10,9 @@ from ksel.config import RunConfig
 from ksel.errors import UsageError
 from ksel.tasks import get_task
 
+FEWEST_OF_A_PROBE = 16
+"""Rows of the reward split from which on a regression to the student's states says something."""
+
 # option, lowest allowed, highest allowed, whether the lowest itself is excluded
 RANGES: tuple[tuple[str, float, float, bool], ...] = (
     ("seed", 0, 2**31 - 1, False),
@@ -111,6 +114,10 @@ def check_config(config: RunConfig) -> None:
         raise UsageError(
             f"--optim.accumulate: {config.optim.accumulate} micro-batches out of "
             f"--batching.size {config.batching.size} examples. Lower it, or raise the size."
+        )
+    if config.env.objective == "probe" and config.rows.reward < FEWEST_OF_A_PROBE:
+        raise UsageError(
+            f"--rows.reward {config.rows.reward}: --env.objective probe fits a regression to the reward split. Give {FEWEST_OF_A_PROBE} rows or more, or choose another objective."
         )
     _refuse_unused(config)
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from ksel.cli import guard, quiet_libraries
 from ksel.compare_files import COMPLETE
 from ksel.compare_worker import work
 from ksel.comparing import Comparison, run_cells
+from ksel.config import RunConfig
 from ksel.contenders import ALL, Contender, cell_settings, contender, pool_of, usual_baselines
 from ksel.errors import UsageError, unknown_name
 from ksel.executors import (
@@ -49,8 +51,6 @@ from ksel.methods import merged, packaged, read_yaml
 from ksel.settings import QUICK, partial_settings
 
 PROG = "python -m ksel.compare"
-NAMED = 4
-"""Settings that a note names."""
 EVALUATIONS = 10
 """Measurements on the way of a cell, unless told otherwise: a curve needs more than a run's four."""
 
@@ -283,10 +283,13 @@ def _notes(plan: Plan) -> Iterator[str]:
         base = merged(plan.base, {"task": own.get(FROM, label), **_bare(own)})
         pool = pool_of(base)
         for one in _contenders(plan, base):
-            if one.left_out:
-                names = ", ".join(f"--{name}" for name in one.left_out[:NAMED])
-                more = len(one.left_out) - NAMED
-                names += f" and {more} more" if more > 0 else ""
+            has = dict(flattened(base))
+            names = ", ".join(
+                f"--{name}"
+                for name, value in one.left_out.items()
+                if value != has.get(tuple(name.split(".")), _default(name))
+            )
+            if names:
                 lines[
                     f"note: {one.label}: its own {names} is not followed; that must be one for all methods."
                 ] = None
@@ -297,6 +300,11 @@ def _notes(plan: Plan) -> Iterator[str]:
                     f"({', '.join(played)}), not over the comparison's ({', '.join(pool)})."
                 ] = None
     yield from lines
+
+
+def _default(name: str) -> Any:
+    """What a setting of a run is where nobody sets it."""
+    return reduce(getattr, name.split("."), RunConfig())
 
 
 def _bare(own: Mapping[str, Any]) -> dict[str, Any]:

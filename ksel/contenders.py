@@ -51,7 +51,7 @@ class Contender:
         agent: who chooses its masks.
         settings: what it decides, nested; as over a run's ``--config``.
         decides: all settings that it decides, those of its method's file too.
-        left_out: what its file says and the comparison does not follow.
+        left_out: what its file says and the comparison does not follow, by name.
         played: a saved policy or schedule: its ``mode`` and ``run``; else empty.
     """
 
@@ -60,7 +60,7 @@ class Contender:
     agent: str
     settings: dict[str, Any]
     decides: tuple[Key, ...]
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, Any] = field(default_factory=dict)
     played: dict[str, str] = field(default_factory=dict)
 
 
@@ -99,7 +99,7 @@ def contender(
             )
     name = str(own[FROM])
     found = _lookup(name, pool, list(agents)) if name else _Found({})
-    settings, out = _split(found.settings) if found.whole else (found.settings, [])
+    settings, out = _split(found.settings) if found.whole else (found.settings, {})
     settings = merged(settings, changes)
     decides = [key for key, _ in flattened(settings)]
     method = settings.get("method")
@@ -107,14 +107,14 @@ def contender(
     if method is not None:
         file = read_method(str(method))
         kept, dropped = _split({k: v for k, v in file.items() if k not in OWN})
-        out += dropped
+        out |= dropped
         decides += [key for key, _ in flattened(kept)]
         settings = merged(_defaults(dropped), settings)
         agent = agent or file.get("agent")
     agent = str(agent or RunConfig.agent)
     if agent not in set(agents):
         raise unknown_name("agent", agent, agents, where)
-    return Contender(label, role, agent, settings, tuple(decides), tuple(out), found.played)
+    return Contender(label, role, agent, settings, tuple(decides), out, found.played)
 
 
 def usual_baselines(pool: Sequence[str], agents: Iterable[str]) -> list[str]:
@@ -239,10 +239,10 @@ def _within(key: Key, keys: Iterable[Key]) -> bool:
     return any(key[: len(one)] == one for one in keys)
 
 
-def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings without what must be one for all methods, and the names of that."""
-    away = [key for key, _ in flattened(settings) if _within(key, PAIRED)]
-    return _without(settings, set(away)), [".".join(key) for key in away]
+def _split(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings without what must be one for all methods, and that by name."""
+    away = {key: value for key, value in flattened(settings) if _within(key, PAIRED)}
+    return _without(settings, set(away)), {".".join(key): value for key, value in away.items()}
 
 
 def _without(settings: Mapping[str, Any], away: set[Key], above: Key = ()) -> dict[str, Any]:

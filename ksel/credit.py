@@ -48,7 +48,7 @@ class CreditState:
         slopes: [K] derivative of each loss along the direction; nan = not known.
         losses: [K] the losses themselves, on the same rows.
         gram: [K, K] inner products of the losses' gradients; nan = not known.
-        fit: of the ``calibrated`` objective.
+        fit: of the ``calibrated`` and the ``probe`` objective.
     """
 
     average: dict[str, Tensor]
@@ -225,9 +225,9 @@ class Credit:
         """
         count = max(self.state.count, 1e-12)
         means = {name: total / count for name, total in self.state.average.items()}
-        if self.settings.preconditioner == "none":
-            return means
         named = self._named()
+        if self.settings.preconditioner == "none":
+            return {name: g * _group_of(named[name], optimizer)[RATE] for name, g in means.items()}
         return {name: _adam(g, named[name], optimizer) for name, g in means.items()}
 
     def derivatives(

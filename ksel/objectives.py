@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ksel.errors import UsageError, unknown_name
-from ksel.probe import fit_ridge
+from ksel.probe import Ridge, fit_ridge, ridge_rows
 from ksel.tasks import Task
 
 PROBE = "probe"
@@ -28,19 +28,16 @@ class Fit:
     """What an objective fits to the outputs of a whole split.
 
     ``calibrated``: ``slope * logits + intercept``; classes and spans have a slope alone, one over the
-    temperature. ``probe``: ``states @ weight + bias``, [h, C] and [C].
+    temperature. ``probe``: a regression on the states.
     """
 
     slope: float = 1.0
     intercept: float = 0.0
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    ridge: Ridge | None = None
 
     def to(self, device: torch.device) -> Fit:
         """The same on a device."""
-        if self.weight is None or self.bias is None:
-            return self
-        return replace(self, weight=self.weight.to(device), bias=self.bias.to(device))
+        return self if self.ridge is None else replace(self, ridge=self.ridge.to(device))
 
 
 def objective_value(
@@ -129,8 +126,7 @@ def fit_objective(name: str, logits: Tensor, labels: Tensor, task: Task) -> Fit:
     Arguments as of :func:`objective_value`; the logits must be finite (but for padding).
     """
     if name == PROBE:
-        ridge = fit_ridge(logits, _targets(labels, task))
-        return Fit(weight=ridge.weight, bias=ridge.bias)
+        return Fit(ridge=fit_ridge(logits, _targets(labels, task)))
     if name != "calibrated":
         return Fit()
     logits = logits.double()
@@ -149,8 +145,8 @@ def objective_loss(
     """The objective of a batch as a scalar that can be differentiated.
 
     The derivative of ``calibrated`` with its fit held still is that of :func:`objective_value`:
-    at the best fit the derivative with respect to the fit is 0. That of ``probe`` leaves out how the
-    probe itself would change. Without a fit of its own a probe is made of the batch.
+    at the best fit the derivative with respect to the fit is 0. ``probe`` is here what its regression
+    minimises (:func:`ksel.probe.ridge_rows`), in place of the errors of rows that were left out.
 
     Args:
         name, logits, labels, task, margin_width: as of :func:`objective_value`.
@@ -158,6 +154,7 @@ def objective_loss(
 
     Raises:
         UsageError: a width that is not positive.
+        ValueError: ``probe`` without a fit.
     """
     return _losses(name, logits, labels, task, margin_width, fit, "mean")
 
@@ -204,12 +201,9 @@ def _losses(
     reduction: str,
 ) -> Tensor:
     if name == PROBE:
-        if fit.weight is None or fit.bias is None:
-            fit = fit_objective(name, logits.detach(), labels, task)
-        assert fit.weight is not None
-        assert fit.bias is not None
-        predicted = logits.to(fit.weight.dtype) @ fit.weight + fit.bias
-        errors = (predicted - _targets(labels, task)).square().mean(-1)
+        if fit.ridge is None:
+            raise ValueError("the probe has to be fitted to a split first")
+        errors = ridge_rows(logits, _targets(labels, task), fit.ridge)
         return errors.mean() if reduction == "mean" else errors
     if name == "calibrated":
         logits = logits * fit.slope + fit.intercept

@@ -22,12 +22,23 @@ class Ridge:
     Attributes:
         weight: [h, C].
         bias: [C].
+        mean: [h] mean of the states.
+        penalty: c, where the penalty of all rows together is c |weight|^2 sum |x_i - mean|^2; it grows
+            with the states, so that their size does not matter.
         rows: [N] squared error of each row as the others predict it, averaged over the C targets.
     """
 
     weight: Tensor
     bias: Tensor
+    mean: Tensor
+    penalty: float
     rows: Tensor
+
+    def to(self, device: torch.device) -> Ridge:
+        """The same on a device."""
+        tensors = (self.weight, self.bias, self.mean)
+        weight, bias, mean = (tensor.to(device) for tensor in tensors)
+        return Ridge(weight, bias, mean, self.penalty, self.rows.to(device))
 
 
 def fit_ridge(states: Tensor, targets: Tensor) -> Ridge:
@@ -54,7 +65,7 @@ def fit_ridge(states: Tensor, targets: Tensor) -> Ridge:
     left, sizes, right = torch.linalg.svd(x - x_mean, full_matrices=False)
     squares, known = sizes.square(), left.T @ centred
     scale = squares.mean().clamp_min(1e-30)
-    best: tuple[float, Tensor, Tensor] | None = None
+    best: tuple[float, float, Tensor, Tensor] | None = None
     for ridge in RIDGES:
         kept = squares / (squares + ridge * scale)
         leverage = (left.square() * kept).sum(1) + 1.0 / len(x)
@@ -63,7 +74,28 @@ def fit_ridge(states: Tensor, targets: Tensor) -> Ridge:
         mean = float(rows.mean())
         if best is None or mean < best[0]:
             shrunk = sizes / (squares + ridge * scale)
-            best = mean, rows, right.T @ (shrunk[:, None] * known)
+            best = mean, ridge, rows, right.T @ (shrunk[:, None] * known)
     assert best is not None
-    _, rows, weight = best
-    return Ridge(weight, y_mean - x_mean @ weight, rows)
+    _, ridge, rows, weight = best
+    return Ridge(weight, y_mean - x_mean @ weight, x_mean, ridge / len(sizes), rows)
+
+
+def ridge_rows(states: Tensor, targets: Tensor, ridge: Ridge) -> Tensor:
+    """What a regression held still makes of rows: squared error and each row's part of the penalty.
+
+    Its mean over the rows that it was made of is what it minimises, so its derivative with respect to their
+    states needs no derivative of the regression. Stretching the states, which the regression would
+    undo, changes nothing to first order.
+
+    Args:
+        states: [N, h].
+        targets: [N, C].
+        ridge: from :func:`fit_ridge`, of these or other rows.
+
+    Returns:
+        [N], in the precision of the regression.
+    """
+    x = states.to(ridge.weight.dtype)
+    errors = (x @ ridge.weight + ridge.bias - targets).square().mean(-1)
+    spread = (x - ridge.mean).square().sum(-1)
+    return errors + ridge.penalty / targets.shape[-1] * ridge.weight.square().sum() * spread

@@ -129,7 +129,7 @@ def _player(request: Request, setup: Setup) -> Player:
             trusted=request.trusted,
         )
         observes = get_agent(policy.name).observes
-        measure = policy.learns and observes
+        measure = observes and (policy.learns or setup.distiller.credit is not None)
         return Player(policy.soft, measure, observes, policy, None)
     schedule = request.schedule
     if request.mode == "validate":

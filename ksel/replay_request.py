@@ -134,7 +134,8 @@ def parse(argv: Sequence[str]) -> Request:
     config, changed = _settings(run, own.mode, rest)
     schedule = read_schedule(run.folder / SCHEDULE)
     _check_run(own.mode, run, schedule, own.policy)
-    if own.policy is not None and "knowledge.pool" not in changed:
+    crossed = any(words.startswith("knowledge.pool=") for words in own.across)
+    if own.policy is not None and "knowledge.pool" not in changed and not crossed:
         _check_pool(own.policy, schedule)
     return Request(
         run,

@@ -69,8 +69,8 @@ def _heats(heats: Sequence[Mapping[str, Any]], pool: Sequence[str]) -> str:
         rows.append([f"{heat['start']}&ndash;{heat['end']}", *masks, *values, t, over])
     heads = ["updates", "mask", "challenger", "objective", "challenger's", "t", "verdict"]
     return note(
-        "Heats: the student was forked, one lane kept its mask, the other had a challenger's, on the "
-        "same batches. t is how far the challenger was ahead on the reward split, in standard errors "
+        "Heats: the student was forked; one lane kept its mask, each of the others had a challenger's, on "
+        "the same batches. Lines with the same updates are one heat. t is how far the challenger was ahead on the reward split, in standard errors "
         f"over its rows or windows. One dot for each of {', '.join(map(str, pool))}."
     ) + table(heads, rows)
 

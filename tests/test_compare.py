@@ -130,7 +130,7 @@ def test_a_method_keeps_what_its_file_decides_and_takes_the_rest() -> None:
 
 
 def test_what_must_be_one_for_all_is_not_the_methods() -> None:
-    assert named("pkd_skip").left_out == ("student.init",)
+    assert named("pkd_skip").left_out == {"student.init": "first"}
     for start in ("auto", "spread", "last"):
         base = {"student": {"init": start}} if start != "auto" else {}
         starts = {

@@ -100,6 +100,16 @@ def test_all_derivatives_equal_those_of_separate_backward_passes(
     np.testing.assert_allclose(losses, distiller.losses(batch).detach(), **looser)
 
 
+def test_the_direction_without_a_preconditioner_has_the_heads_rate_too(make: Make):
+    setup = make(credit={"preconditioner": "none"}, optim={"max_updates": 9, "head_rate": 5.0})
+    credit = credit_of(setup.distiller)
+    credit.add_held_out(0)
+    direction = credit.direction(setup.distiller.optimizer)
+    for name, v in direction.items():
+        rate = 5.0 if name.startswith("classifier") or ".pooler." in name else 1.0
+        torch.testing.assert_close(v, rate * credit.state.average[name] / credit.state.count)
+
+
 @pytest.mark.parametrize("head_rate", [1.0, 5.0])
 def test_the_direction_is_that_of_an_adamw_step(make: Make, head_rate: float):
     # a training gradient equal to the held-out one moves the weights along the direction

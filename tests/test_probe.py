@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from envs.distillation import DistillationEnv
+from envs.keeping import KNOWN
 from ksel.errors import UsageError
 from ksel.evaluation import predict_logits, predict_states
 from ksel.objectives import (
@@ -22,7 +24,9 @@ from ksel.objectives import (
     objective_value,
     reads_states,
 )
-from ksel.probe import RIDGES, fit_ridge
+from ksel.packing import pack, unpack
+from ksel.probe import RIDGES, fit_ridge, ridge_rows
+from ksel.settings import config_from_dict
 from ksel.setup import Setup
 from ksel.tasks import get_task
 
@@ -118,14 +122,40 @@ def test_its_loss_pulls_states_to_where_the_probe_reads_the_label() -> None:
     labels = (targets[:, 0] > targets[:, 0].median()).long()
     fit = fit_objective("probe", states, labels, task)
     assert isinstance(fit, Fit)
-    assert fit.weight is not None
+    assert fit.ridge is not None
     moving = states.float().requires_grad_()
     loss = objective_loss("probe", moving, labels, task, 1.0, fit)
     (slope,) = torch.autograd.grad(loss, moving)
-    errors = states @ fit.weight + fit.bias - torch.eye(2, dtype=torch.float64)[labels]
-    torch.testing.assert_close(slope.double(), errors @ fit.weight.T / 40, rtol=1e-4, atol=1e-7)
     after = objective_loss("probe", moving.detach() - slope, labels, task, 1.0, fit)
     assert after < loss
+    with pytest.raises(ValueError, match="fitted"):
+        objective_loss("probe", moving, labels, task, 1.0, Fit())
+
+
+def penalised(states: Tensor, targets: Tensor, penalty: float) -> float:
+    """What a ridge regression with this penalty reaches on the rows that it is made of."""
+    x, y = states - states.mean(0), targets - targets.mean(0)
+    strength = penalty * x.square().sum()
+    eye = torch.eye(x.shape[1], dtype=x.dtype)
+    weight = torch.linalg.solve(x.T @ x + strength * eye, x.T @ y)
+    squared = (x @ weight - y).square().sum() + strength * weight.square().sum()
+    return float(squared / y.numel())
+
+
+@pytest.mark.parametrize("rows", [12, 40])
+def test_its_derivative_is_that_of_a_regression_made_anew(rows: int) -> None:
+    """Though the regression is held still; and stretching the states is worth nothing."""
+    states, targets = drawn(rows, 20, noise=3.0)
+    ridge = fit_ridge(states, targets)
+    moving = states.clone().requires_grad_()
+    loss = ridge_rows(moving, targets, ridge).mean()
+    assert loss.item() == pytest.approx(penalised(states, targets, ridge.penalty), rel=1e-9)
+    (slope,) = torch.autograd.grad(loss, moving)
+    step = torch.randn(states.shape, generator=torch.Generator().manual_seed(7)).double()
+    near = [penalised(states + sign * 1e-5 * step, targets, ridge.penalty) for sign in (1, -1)]
+    assert (near[0] - near[1]) / 2e-5 == pytest.approx(float((slope * step).sum()), rel=1e-5)
+    stretched = float((slope * (states - states.mean(0))).sum())
+    assert stretched == pytest.approx(0.0, abs=1e-9 * float(slope.norm() * states.norm()))
 
 
 def test_it_is_not_for_spans_and_says_where_it_was_given() -> None:
@@ -194,9 +224,9 @@ def test_credit_is_taken_of_it_and_goes_on_from_a_snapshot(make: Make) -> None:
     assert labels is not None
     expected = fit_objective("probe", states, labels, env.setup.task)
     fit = env.distiller.credit.state.fit
-    assert fit.weight is not None
-    assert expected.weight is not None
-    torch.testing.assert_close(fit.weight, expected.weight)
+    assert fit.ridge is not None
+    assert expected.ridge is not None
+    torch.testing.assert_close(fit.ridge.weight, expected.ridge.weight)
     env.step([1, 1, 1])
     state = env.get_snapshot()
     first = [env.step([1, 1, 0]) for _ in range(3)]
@@ -205,6 +235,10 @@ def test_credit_is_taken_of_it_and_goes_on_from_a_snapshot(make: Make) -> None:
     infos = [[info for *_, info in steps] for steps in (first, second)]
     assert infos[0] == infos[1]
     assert all(np.isfinite(info["credit/hidden/skip"]) for info in infos[0])
+    packed, tensors = pack(state, KNOWN)
+    again = unpack(json.loads(json.dumps(packed)), tensors, KNOWN, torch.device("cpu"))
+    env.set_snapshot(again)
+    assert [env.step([1, 1, 0])[-1] for _ in range(3)] == infos[0]
     # the head has no part in what the states hold
     head = [p for n, p in env.distiller.student.named_parameters() if n.startswith("classifier")]
     before = env.objective_rows("probe")
@@ -212,3 +246,29 @@ def test_credit_is_taken_of_it_and_goes_on_from_a_snapshot(make: Make) -> None:
         for parameter in head:
             parameter.mul_(-3.0)
     assert env.objective_rows("probe").tolist() == before.tolist()
+
+
+def test_credit_without_rewards_has_a_probe_too(make: Make) -> None:
+    env = make(agent="all_action", env={"objective": "probe", "reward": "amortized"})
+    env.reset(seed=1, options={"measure": False, "observe": True})
+    assert env.distiller.credit is not None
+    assert env.distiller.credit.state.fit.ridge is not None
+    _, reward, _, _, info = env.step([1, 1, 1])
+    assert reward == 0
+    assert "objective" not in info
+    assert np.isfinite(info["credit/label"])
+
+
+def test_masks_can_race_by_it(make: Make) -> None:
+    env = make(agent="race")
+    env.reset(seed=1, options={"measure": False})
+    heat = env.heat(np.array([[1, 1, 1], [1, 1, 0], [1, 0, 1]]), 3, -1e9, "probe")
+    assert heat.chosen == 1 + int(np.argmin(heat.objectives[1:]))
+    assert env.objective_rows("probe").mean() == pytest.approx(heat.objectives[heat.chosen])
+
+
+def test_few_reward_rows_are_refused_before_any_work() -> None:
+    values = {"env": {"objective": "probe"}, "rows": {"reward": 8}}
+    with pytest.raises(UsageError, match=r"--rows\.reward 8: --env\.objective probe.*16 rows"):
+        config_from_dict(values)
+    config_from_dict({**values, "rows": {"reward": 16}})
