@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 import ksel
-from ksel.config import RunConfig
+from ksel.config import OptimConfig, RunConfig
 from ksel.data import Split
 from ksel.errors import UsageError
 from ksel.files import atomic_folder, write_json, write_text
@@ -155,7 +155,7 @@ A {setup.student.config.model_type} encoder of {shape.layers} layers, width {sha
 * Task: {task.name}; output: {_output(task)}.
 * Data: {setup.origin}; {setup.train.num_examples:,} training rows{windows}, {setup.reward.num_examples:,} rows of the training file kept for rewards.
 * Start: {start}.
-* Updates: {_updates(card["updates"], setup.updates)}, batch {setup.config.batching.size}, learning rate {setup.config.optim.learning_rate:g}, seed {setup.config.seed}.
+* Updates: {_updates(card["updates"], setup.updates)}, batch {setup.config.batching.size}, learning rate {_rate(setup.config.optim)}, seed {setup.config.seed}.
 
 | dev metric | value |
 | --- | --- |
@@ -173,6 +173,11 @@ def _choice(setup: Setup, agent: str) -> str:
     if agent == "static":
         return f"Knowledge types: {names}; the mask was fixed: {', '.join(setup.config.static.mask)}.{by}"
     return f"At each decision the agent `{agent}` chose which signals to transfer, out of: {names}.{by}"
+
+
+def _rate(optim: OptimConfig) -> str:
+    head = f" (head: {optim.head_rate:g} times that)" if optim.head_rate != 1 else ""
+    return f"{optim.learning_rate:g}{head}"
 
 
 def _output(task: Task) -> str:
