@@ -22,7 +22,7 @@ from envs.observation import Features, bounds, feature_names
 from envs.reward import DropScale, Exploration
 from ksel.errors import UsageError
 from ksel.machine import pick_device
-from ksel.objectives import reads_states
+from ksel.objectives import of_heats, reads_states
 from ksel.records import DivergedError, Snapshot, Update
 from ksel.settings import config_from_dict
 from ksel.setup import Setup, prepare
@@ -321,7 +321,7 @@ class DistillationEnv(gym.Env[dict[str, np.ndarray], np.ndarray]):
             gymnasium.error.ResetNeeded: as :meth:`step`.
         """
         self._check_running()
-        return run_heat(self, masks, updates, doubt, objective)
+        return run_heat(self, masks, updates, doubt, of_heats(objective, self.setup.task))
 
     def objective_rows(self, objective: str) -> np.ndarray:
         """An objective on the reward split as it is now, row by row [R]; nan where it diverged."""

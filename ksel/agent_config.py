@@ -217,12 +217,12 @@ class RaceConfig:
     challengers: int = 2
     """Masks that challenge the student's own in one heat, where the share has room for heats of the least
     length with as many."""
-    doubt: float = 2.5
+    doubt: float = 2.0
     """Standard errors (paired, over the rows of the reward split) by which a challenger has to be
     ahead; lower: switches sooner, and on chance."""
-    objective: Literal["calibrated", "cross_entropy", "probe"] = "calibrated"
-    """What heats compare, see --env.objective; calibrated does not mistake a shifted scale for skill,
-    probe looks past the head."""
+    objective: Literal["auto", "probe", "calibrated", "cross_entropy"] = "auto"
+    """What heats compare, see --env.objective; probe looks past the head, calibrated does not mistake a
+    shifted scale for skill; auto = probe, for question answering calibrated."""
 
 
 @dataclass

@@ -120,6 +120,13 @@ def check_objective(name: str, task: Task, option: str = "--env.objective") -> N
         )
 
 
+def of_heats(name: str, task: Task) -> str:
+    """The objective that heats compare: what ``auto`` stands for, or the one that is named."""
+    if name != "auto":
+        return name
+    return "calibrated" if task.is_span else PROBE
+
+
 def fit_objective(name: str, logits: Tensor, labels: Tensor, task: Task) -> Fit:
     """The fit at which ``calibrated`` is least, or the probe; other objectives fit nothing.
 

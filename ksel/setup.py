@@ -27,7 +27,7 @@ from ksel.knowledge import KnowledgePool
 from ksel.ledger import Ledger
 from ksel.machine import pick_device
 from ksel.models import Tap, check_inputs, on_device
-from ksel.objectives import check_objective
+from ksel.objectives import check_objective, of_heats
 from ksel.observing import Watched
 from ksel.parts import DistillerParts
 from ksel.planning import (
@@ -238,7 +238,7 @@ def _rows(
     """The source, and its train, reward and dev rows; train and reward carry their row numbers."""
     source = load_source(config.task, config.data, config.custom, say)
     check_objective(config.env.objective, source.task)
-    check_objective(config.race.objective, source.task, "--race.objective")
+    check_objective(of_heats(config.race.objective, source.task), source.task, "--race.objective")
     source = limit_train(source, config.rows)
     # numbered from 0, so that each training row is tokenised only once
     train = replace(source.train, idx=np.arange(len(source.train)))

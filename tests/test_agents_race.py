@@ -23,7 +23,7 @@ from envs.heats import Heat, ahead, run_heat
 from ksel.cli import guard
 from ksel.config import RunConfig
 from ksel.errors import UsageError
-from ksel.objectives import objective_rows, objective_value
+from ksel.objectives import objective_rows, objective_value, of_heats
 from ksel.tasks import get_task
 from ksel.trajectory import read_schedule
 
@@ -285,7 +285,7 @@ class Track:
         return {}, 0.0, self.distiller.cursor >= self.updates, False, {}
 
     def heat(self, masks: np.ndarray, updates: int, doubt: float, objective: str) -> Heat:
-        assert objective == "calibrated"
+        assert objective == "auto"
         values = [self.worth(tuple(int(b) for b in mask)) for mask in masks]
         t = np.array(values) - values[0]
         chosen = int(t.argmax()) if t.max() > doubt else 0
@@ -527,3 +527,46 @@ def test_the_job_races(tmp_path: Path, tiny_settings: Any) -> None:
     }
     batch = spent["reference:all"] / 12
     assert spent["final"] == spent["reference:all"] + 2 * 2 * batch
+
+
+def test_the_job_races_two_at_once_by_what_the_states_hold(
+    tmp_path: Path, tiny_settings: Any
+) -> None:
+    changes = {
+        "agent": NAME,
+        "race": {"least": 2, "doubt": 0.0},
+        "optim": {"max_updates": 12},
+        "references": ["all"],
+    }
+    outcome = run_job(tmp_path, small(tiny_settings(), changes), report=True)
+    assert outcome.code == 0, outcome.err
+    selected, _ = outcome.summary["students"]
+    heats = selected["learned"]["heats"]
+    assert [(heat["start"], heat["end"]) for heat in heats] == [(0, 2), (0, 2)]
+    assert heats[0]["incumbent"] == heats[1]["incumbent"]
+    assert heats[0]["challenger"] != heats[1]["challenger"]
+    assert sum(heat["taken"] for heat in heats) <= 1
+    won = [heat["challenger"] for heat in heats if heat["taken"]]
+    ahead_of = [heat["t"] for heat in heats if heat["t"] > 0]
+    assert bool(won) is bool(ahead_of)
+    schedule = outcome.schedule
+    kept = won[0] if won else heats[0]["incumbent"]
+    mask = [float(name in kept) for name in schedule.pool]
+    assert schedule.actions("final", 0).tolist() == [mask] * 12
+    assert "Lines with the same updates are one heat" in (outcome.folder / "report.html").read_text(
+        encoding="utf-8"
+    )
+    spent = {
+        stage: outcome.summary["cost"]["stages"][stage]["parts"]["student_backward"]["examples"]
+        for stage in ("final", "reference:all")
+    }
+    assert spent["final"] == spent["reference:all"] * (12 + 2 * 2) / 12
+
+
+def test_heats_compare_states_where_there_is_one_to_a_text() -> None:
+    assert [of_heats("auto", get_task(name)) for name in ("rte", "stsb", "squad")] == [
+        "probe",
+        "probe",
+        "calibrated",
+    ]
+    assert of_heats("cross_entropy", get_task("squad")) == "cross_entropy"
