@@ -26,6 +26,7 @@ from ksel.errors import UsageError
 from ksel.fine_tuning import gold_loss, train
 from ksel.knowledge.outputs import gold_cross_entropy, squared_error
 from ksel.models import FAMILIES, load_classifier, load_tokenizer, weights_fingerprint
+from ksel.optim import RATE
 from ksel.rows import Rows
 from ksel.sources import read_folder
 from ksel.tasks import Task, get_task
@@ -190,7 +191,9 @@ def test_an_update_goes_down_the_gradient_of_the_sum(
     monkeypatch.setattr(
         fine_tuning,
         "adamw",
-        lambda modules, lr, decay: torch.optim.SGD(modules[0].parameters(), lr),
+        lambda modules, lr, decay: torch.optim.SGD(
+            [{"params": list(modules[0].parameters()), RATE: 1.0}], lr
+        ),
     )
     families = ("bert", "electra")
     splits = splits_for(rows, folders, families)

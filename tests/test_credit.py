@@ -96,7 +96,10 @@ def test_all_derivatives_equal_those_of_separate_backward_passes(
     size = np.abs(expected) + 1e-2 * np.abs(expected).max() * (precision == torch.float32)
     assert (np.abs(slopes - expected) / size).max() < tolerance
     # a difference gives the losses to second order in the step
-    looser = {"rtol": 1e-4, "atol": 1e-8} if method == "jvp" else {"rtol": 1e-3, "atol": 1e-5}
+    rounding = (
+        1e-8 if precision == torch.float64 else 2e-7
+    )  # losses are differences of parts around 1
+    looser = {"rtol": 1e-4, "atol": rounding} if method == "jvp" else {"rtol": 1e-3, "atol": 1e-5}
     np.testing.assert_allclose(losses, distiller.losses(batch).detach(), **looser)
 
 

@@ -245,7 +245,9 @@ def test_every_kind_moves_the_student_its_own_way(make: Make) -> None:
         assert total_norm(alone) > 1e-5, name
         missing = [a - w for a, w in zip(with_all, without, strict=True)]
         rest = [m - a for m, a in zip(missing, alone, strict=True)]
-        assert total_norm(rest) < 1e-3 * total_norm(alone) + 1e-6, name
+        # gradients are differences of large sums: float32 leaves a millionth of all of it
+        rounding = 1e-6 * max(1.0, total_norm(with_all))
+        assert total_norm(rest) < 1e-3 * total_norm(alone) + rounding, name
         assert gap(after(setup.distiller, [only]), start) > 1e-4, name
 
 
@@ -344,7 +346,8 @@ def test_gradient_accumulation_changes_nothing(make: Make, pool: list[str]) -> N
     (whole, one), (parts, four) = results
     for a, b in zip(whole, parts, strict=True):
         for name in ("loss", "scale", "weight", "clip_norm", "entropy", "agreement"):
-            assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-3), name
+            # the tiny teacher's response loss is 3e-4, a difference of numbers around 1 in float32
+            assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-3, abs=1e-6), name
     assert gap(one, four) < 1e-5
 
 
