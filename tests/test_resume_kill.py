@@ -77,7 +77,7 @@ def test_killed_three_times(
     values = settings(
         tiny_data, tiny_teacher, tmp_path / "store", **A2C_SEARCH, signals={"source": "disk"}
     )
-    run, kills = storm(tmp_path, values, 3, 1, monkeypatch)
+    run, kills = storm(tmp_path, values, 3, 103, monkeypatch)  # 9, 37 and 66 of 120 measurements
     assert kills == 3
     values["store"] = str(tmp_path / "another")
     whole = run_job(tmp_path, values, name="whole")
