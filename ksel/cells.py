@@ -150,13 +150,22 @@ def make_plan(
         raise UsageError("--methods: name at least one method, such as --methods a2c,kd.")
     found = Plan(
         base=settings,
-        tasks=_labelled(tasks, "tasks"),
-        methods={label: _method(label, own) for label, own in _labelled(chosen, "methods").items()},
+        tasks=_named(tasks, "tasks", given),
+        methods={
+            label: _method(label, own) for label, own in _named(chosen, "methods", given).items()
+        },
         baselines=_baselines(baselines if baselines is not None else given.get("baselines", AUTO)),
         seeds=_seeds(given.get("seeds", SEEDS) if seeds is None else _counted(seeds)),
     )
     _check_own(found)
     return found
+
+
+def _named(chosen: Any, part: str, file: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """:func:`_labelled`; a name that the file has gets the settings that it has there."""
+    known = _labelled(file[part], part) if file.get(part) else {}
+    found = _labelled(chosen, part)
+    return {label: own or known.get(label, own) for label, own in found.items()}
 
 
 def _labelled(given: Any, part: str) -> dict[str, dict[str, Any]]:

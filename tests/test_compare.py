@@ -197,6 +197,21 @@ def test_no_seed_or_a_wrong_one_is_refused(words: list[str]) -> None:
         make_plan({}, tasks=["rte"], methods=["kd"], seeds=words)
 
 
+def test_a_name_on_the_command_line_has_the_settings_that_the_file_gives_it() -> None:
+    file = {
+        "tasks": {"few": {"from": "rte", "rows": {"train": 90}}, "mrpc": None},
+        "methods": {"slow": {"from": "a2c", "env": {"phase_steps": 5}}, "kd": {}},
+    }
+    plan = make_plan(file, tasks=["few", "cola"], methods=["slow", "pkd_skip"])
+    assert plan.tasks == {"few": {"from": "rte", "rows": {"train": 90}}, "cola": {}}
+    assert plan.methods["slow"] == {"from": "a2c", "env": {"phase_steps": 5}}
+    assert list(plan.methods) == ["slow", "pkd_skip"]
+    other = make_plan(file, tasks=["few=mrpc"], methods=["kd"])
+    assert other.tasks == {"few": {"from": "mrpc"}}
+    listed = make_plan({"tasks": ["rte", "x=mrpc"], "methods": ["kd"]}, tasks=["x"])
+    assert listed.tasks == {"x": {"from": "mrpc"}}
+
+
 def test_a_file_and_the_command_line_make_one_plan(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(
