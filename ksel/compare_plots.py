@@ -63,13 +63,14 @@ def intervals(table: Table, scores: Sequence[TaskScores], against: str | None) -
         names = [row.method + (f" ({row.seeds})" if row.seeds < most else "") for row in rows]
         panels[0].set_yticks(range(len(rows)), names)
         panels[0].set_ylim(-0.6, len(rows) - 0.4)
-        panels[0].set_xlabel(f"{_axis_name(table)}; dots: {'seeds' if table.task else 'tasks'}")
+        dots = "seeds" if table.task else "tasks"
+        panels[0].set_xlabel(f"{_axis_name(table)}\ndots: {dots}")
         panels[0].set_title(table.task or f"Over {len(table.tasks)} tasks")
         if _near(table):
             panels[0].axvline(table.teacher, color=FAINT, linestyle=(0, (6, 3)), linewidth=1.2)
         if against is not None:
             panels[1].axvline(0, color=FAINT, linewidth=1.1)
-            panels[1].set_xlabel(f"better than {against} by, on the same seed")
+            panels[1].set_xlabel("better by, on the same seed")
             panels[1].set_title(f"Difference to {against}")
             for y, row in enumerate(rows):
                 if row.method == against:
