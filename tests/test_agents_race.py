@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from job import run_job, small
+from job import Outcome, run_job, small
 
 import ksel.replay
 from agents.make import check_settings, make_agent
@@ -493,15 +493,21 @@ def test_settings_that_it_cannot_use_are_refused() -> None:
 # --------------------------------------------------------------------------- the job
 
 
-def test_the_job_races(tmp_path: Path, tiny_settings: Any) -> None:
+def raced(folder: Path, tiny_settings: Any, race: dict[str, Any]) -> Outcome:
+    """A job of 12 updates that races, with all types on beside it."""
     changes = {
         "agent": NAME,
-        "race": {"least": 2, "doubt": 0.0, "challengers": 1},
+        "race": race,
         "optim": {"max_updates": 12},
         "references": ["all"],
     }
-    outcome = run_job(tmp_path, small(tiny_settings(), changes), report=True)
+    outcome = run_job(folder, small(tiny_settings(), changes), report=True)
     assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def test_the_job_races(tmp_path: Path, tiny_settings: Any) -> None:
+    outcome = raced(tmp_path, tiny_settings, {"least": 2, "doubt": 0.0, "challengers": 1})
     selected, _ = outcome.summary["students"]
     heats = selected["learned"]["heats"]
     assert [(heat["start"], heat["end"]) for heat in heats] == [(0, 2), (2, 4)]
@@ -532,14 +538,7 @@ def test_the_job_races(tmp_path: Path, tiny_settings: Any) -> None:
 def test_the_job_races_two_at_once_by_what_the_states_hold(
     tmp_path: Path, tiny_settings: Any
 ) -> None:
-    changes = {
-        "agent": NAME,
-        "race": {"least": 2, "doubt": 0.0},
-        "optim": {"max_updates": 12},
-        "references": ["all"],
-    }
-    outcome = run_job(tmp_path, small(tiny_settings(), changes), report=True)
-    assert outcome.code == 0, outcome.err
+    outcome = raced(tmp_path, tiny_settings, {"least": 2, "doubt": 0.0})
     selected, _ = outcome.summary["students"]
     heats = selected["learned"]["heats"]
     assert [(heat["start"], heat["end"]) for heat in heats] == [(0, 2), (0, 2)]
