@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ksel.distiller import Distiller
 from ksel.evaluation import predict_logits, predict_states, score_split
-from ksel.objectives import fit_objective, objective_rows, objective_value, reads_states
+from ksel.objectives import objective_rows, reads_states, value_and_fit
 from ksel.records import DivergedError
 from ksel.setup import Setup
 
@@ -74,9 +74,8 @@ class HeldOut:
         name, task = self.settings.objective, self.setup.task
         outputs = self._outputs_of(name)
         self._seen = None if reads_states(name) else outputs
-        value = objective_value(name, outputs, self._labels, task, self.settings.margin_width)
-        if self.distiller.credit is not None and math.isfinite(value):
-            fit = fit_objective(name, outputs, self._labels, task)
+        value, fit = value_and_fit(name, outputs, self._labels, task, self.settings.margin_width)
+        if self.distiller.credit is not None and fit is not None and math.isfinite(value):
             self.distiller.credit.state.fit = fit.to(self.distiller.device)
         return value
 

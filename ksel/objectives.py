@@ -67,14 +67,24 @@ def objective_value(
     Raises:
         UsageError: unknown name, ``margin`` for regression, a width that is not positive.
     """
+    return value_and_fit(name, logits, labels, task, margin_width)[0]
+
+
+def value_and_fit(
+    name: str, logits: Tensor, labels: Tensor, task: Task, margin_width: float
+) -> tuple[float, Fit | None]:
+    """An objective and what it was fitted with; None where a logit is not finite.
+
+    Arguments and errors as of :func:`objective_value`.
+    """
     check_objective(name, task)
     if not _usable(logits, task):
-        return math.nan
+        return math.nan, None
     logits = logits.double()
-    if name == PROBE:
-        return float(fit_ridge(logits, _targets(labels, task)).rows.mean())
     fit = fit_objective(name, logits, labels, task)
-    return float(objective_loss(name, logits, labels, task, margin_width, fit))
+    if fit.ridge is not None:
+        return float(fit.ridge.rows.mean()), fit
+    return float(objective_loss(name, logits, labels, task, margin_width, fit)), fit
 
 
 def reads_states(name: str) -> bool:

@@ -146,6 +146,7 @@ def forked(argv: list[str], log: Path) -> int:
     if child:
         return child
     code = 99
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored
     try:
         with log.open("a", buffering=1) as file:
             for stream in (1, 2):

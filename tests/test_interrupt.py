@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -334,8 +335,9 @@ def test_sigint_from_the_shell(tmp_path: Path, tiny_data: Path, tiny_teacher: Pa
     own = ["--config", str(tmp_path / "long.yaml"), "--out", str(tmp_path), "--name", "run"]
     command = [sys.executable, "-u", "-m", "ksel.run", *own]
     metrics = tmp_path / "run" / "metrics.jsonl"
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's & has it ignored
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds
     ) as process:
         while not metrics.is_file() or '"stage": "final"' not in metrics.read_text():
             assert process.poll() is None
