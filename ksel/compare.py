@@ -228,8 +228,10 @@ def _folder(own: argparse.Namespace, plan: Plan) -> Path:
 
 
 def _asked(own: argparse.Namespace, rest: Sequence[str]) -> Iterator[Key]:
-    """The settings that the user gives for all cells; those of quick.yaml are not the user's."""
-    file = read_plan(own.config)["base"] if own.config is not None else {}
+    """The settings that the user gives for all cells; those of quick.yaml are not the user's, and those
+    of a file are not asked of a part of its methods."""
+    whole = own.config is not None and own.methods is None and own.baselines is None
+    file = read_plan(own.config)["base"] if whole else {}
     for key, _ in flattened(merged(file, partial_settings(rest, PROG))):
         if key:
             yield key

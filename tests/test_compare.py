@@ -621,6 +621,28 @@ def test_a_mistake_is_refused_before_anything_is_written(
     assert not list(out.rglob("*.*")) if out.exists() else True
 
 
+def test_a_part_of_a_files_methods_need_not_read_all_its_settings(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "study.yaml"
+    plan = {"methods": {"response": {}, "a2c": {}}, "baselines": "none", "a2c": {"gamma": 0.5}}
+    file.write_text(yaml.safe_dump(plan))
+    monkeypatch.setattr(compare, "run_cells", lambda *_: 0)
+    out = ["--out", str(tmp_path / "out")]
+    for part in ([], ["--methods", "response"]):
+        assert guard(compare.main, [str(file), *words, *part, *out]) == 0
+    assert (
+        guard(compare.main, [str(file), *words, "--methods", "response", "--a2c.gamma", "0.3"]) == 2
+    )
+    assert "--a2c.gamma: no method of this comparison" in capsys.readouterr().err
+    file.write_text(yaml.safe_dump({**plan, "methods": ["response"]}))
+    assert guard(compare.main, [str(file), *words, *out]) == 2
+    assert "--a2c.gamma: no method of this comparison" in capsys.readouterr().err
+
+
 def test_two_comparisons_in_one_folder_are_refused(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
