@@ -30,9 +30,11 @@ from agents.table import (
     AgentInfo,
     get_agent,
     resolve_actions,
+    resolve_objective,
     resolve_reward,
     resolve_search,
 )
+from ksel.checks import asks_for
 from ksel.config import (
     AllActionConfig,
     BranchesConfig,
@@ -53,6 +55,7 @@ __all__ = [
     "get_agent",
     "make_agent",
     "resolve_actions",
+    "resolve_objective",
     "resolve_reward",
     "resolve_search",
     "unused_settings",
@@ -195,7 +198,7 @@ def check_rewards(config: RunConfig) -> None:
     else:
         return
     for name in names:
-        if getattr(config.env, name) != getattr(EnvConfig(), name):
+        if asks_for(config.env, name):
             origin = f" It may come from --method {config.method}." if config.method else ""
             raise UsageError(
                 f"--env.{name} is not used with {why}.{origin} Leave it out, or {instead}."

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ksel.checks import FEWEST_OF_A_PROBE, has_spans
+from ksel.config import Objective, RunConfig
 from ksel.errors import UsageError, unknown_name
+from ksel.objectives import AUTO, CROSS_ENTROPY, PROBE
 
 Actions = Literal["hard", "soft"]
 Reward = Literal["measured", "amortized"]
@@ -24,6 +27,7 @@ class AgentInfo:
         observes: True if its policy needs a fresh observation at each decision.
         rewards: the kinds of reward it can be paid with, its natural one first.
         searches: the ways it can learn, its natural one first.
+        objective: what it compares under ``--env.objective auto`` where that is possible.
     """
 
     actions: tuple[Actions, ...]
@@ -33,6 +37,7 @@ class AgentInfo:
     observes: bool
     rewards: tuple[Reward, ...] = ("measured",)
     searches: tuple[Search, ...] = ("episodes",)
+    objective: Objective = CROSS_ENTROPY
 
     @property
     def natural(self) -> Actions:
@@ -69,6 +74,7 @@ AGENTS: dict[str, AgentInfo] = {
         ("best_static", "episodes"),
         "the best fixed mask, by its own search",
         False,
+        objective=PROBE,
     ),
     "race": AgentInfo(
         ("hard",),
@@ -158,6 +164,23 @@ def resolve_reward(agent: str, reward: str, search: str = "auto") -> Reward:
         f"--env.reward {reward} does not work with --agent {agent}, which {what}. Leave it at auto, "
         f"or choose one of these agents: {', '.join(others)}."
     )
+
+
+def resolve_objective(config: RunConfig) -> Objective:
+    """Decide what rewards are drops of.
+
+    Args:
+        config: the run; ``auto`` is what the agent works with. Where that is ``probe`` and there can be
+            none (spans, students side by side, too few reward rows) it is ``calibrated``.
+
+    Raises:
+        UsageError: the agent or the task is unknown.
+    """
+    if config.env.objective != AUTO:
+        return config.env.objective
+    natural = get_agent(config.agent).objective
+    blind = has_spans(config) or config.students > 1 or config.rows.reward < FEWEST_OF_A_PROBE
+    return "calibrated" if natural == PROBE and blind else natural
 
 
 def resolve_search(agent: str, search: str) -> Search:

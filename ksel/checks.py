@@ -6,8 +6,9 @@ import math
 from dataclasses import fields
 from functools import reduce
 
-from ksel.config import RunConfig
+from ksel.config import EnvConfig, RunConfig
 from ksel.errors import UsageError
+from ksel.objectives import UNSAID
 from ksel.tasks import get_task
 
 FEWEST_OF_A_PROBE = 16
@@ -191,7 +192,7 @@ def check_unrewarded(config: RunConfig, *, observes: bool) -> None:
     for name in FOR_LEARNERS:
         if name == "observe" and observes:
             continue
-        if getattr(config.env, name) != getattr(RunConfig().env, name):
+        if asks_for(config.env, name):
             origin = f" It may come from --method {config.method}." if config.method else ""
             raise UsageError(
                 f"--env.{name}: not used with --agent {config.agent}, which does not learn: "
@@ -200,13 +201,32 @@ def check_unrewarded(config: RunConfig, *, observes: bool) -> None:
             )
 
 
+def asks_for(env: EnvConfig, name: str) -> bool:
+    """True where a setting of the environment is not what it is when nothing is said."""
+    value = getattr(env, name)
+    return value not in UNSAID if name == "objective" else value != getattr(EnvConfig(), name)
+
+
+def has_spans(config: RunConfig) -> bool:
+    """True if the task asks for spans.
+
+    Raises:
+        UsageError: the task is unknown.
+    """
+    return _spans(config)[0]
+
+
+def _spans(config: RunConfig) -> tuple[bool, bool]:
+    """Whether the task asks for spans, and whether questions may have no answer."""
+    if config.task == "custom":
+        return config.custom.kind != "auto", config.custom.kind == "span_v2"
+    task = get_task(config.task)
+    return task.is_span, task.unanswerable
+
+
 def _refuse_unused_spans(config: RunConfig) -> None:
     """Refuse settings of spans where the task has none."""
-    if config.task == "custom":
-        spans, both = config.custom.kind != "auto", config.custom.kind == "span_v2"
-    else:
-        task = get_task(config.task)
-        spans, both = task.is_span, task.unanswerable
+    spans, both = _spans(config)
     given = [f.name for f in fields(config.span) if _differs(config, f"span.{f.name}")]
     if given and not spans:
         raise UsageError(

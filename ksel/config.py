@@ -55,6 +55,10 @@ __all__ = [
 ]
 
 
+Objective = Literal["auto", "cross_entropy", "calibrated", "margin", "probe"]
+"""What a reward is the drop of, see :mod:`ksel.objectives`."""
+
+
 @dataclass
 class CustomTaskConfig:
     """A task of your own (with --task custom and --data DIR)."""
@@ -313,9 +317,10 @@ class EnvConfig:
     from credit, checked against true drops over windows; auto = what the agent works with."""
     window: int = 50
     """amortized: updates between two measurements of the true drop."""
-    objective: Literal["cross_entropy", "calibrated", "margin", "probe"] = "cross_entropy"
+    objective: Objective = "auto"
     """What a reward is the drop of, on the reward split; probe: of what a linear probe reads from the
-    student's states, whatever its head makes of them."""
+    student's states, whatever its head makes of them; auto = what suits the agent, cross_entropy for
+    most."""
     margin_width: float = 1.0
     """Width of the smooth 0-1 loss of the margin objective (logits)."""
     reward_scale: Literal["running", "quantile", "none"] = "running"

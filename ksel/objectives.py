@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,13 +12,18 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from ksel.config import Objective
 from ksel.errors import UsageError, unknown_name
 from ksel.probe import Ridge, fit_ridge, ridge_rows
 from ksel.tasks import Task
 
-PROBE = "probe"
-OBJECTIVES = ("cross_entropy", "calibrated", "margin", PROBE)
+AUTO: Literal["auto"] = "auto"
+CROSS_ENTROPY: Literal["cross_entropy"] = "cross_entropy"
+PROBE: Literal["probe"] = "probe"
+OBJECTIVES = (CROSS_ENTROPY, "calibrated", "margin", PROBE)
 """Names of the objectives; see :func:`objective_value`."""
+UNSAID = (AUTO, CROSS_ENTROPY)
+"""Values of ``--env.objective`` that ask for nothing special: what it is where nothing is said."""
 
 LOG_TEMPERATURE = (-5.0, 5.0)
 """Natural logarithms of the smallest and largest temperature that ``calibrated`` may choose."""
@@ -132,9 +138,14 @@ def check_objective(name: str, task: Task, option: str = "--env.objective") -> N
 
 def of_heats(name: str, task: Task) -> str:
     """The objective that heats compare: what ``auto`` stands for, or the one that is named."""
-    if name != "auto":
+    if name != AUTO:
         return name
     return "calibrated" if task.is_span else PROBE
+
+
+def of_rewards(name: Objective) -> Objective:
+    """The objective of an environment: ``auto`` is ``cross_entropy`` where no agent has a say."""
+    return CROSS_ENTROPY if name == AUTO else name
 
 
 def fit_objective(name: str, logits: Tensor, labels: Tensor, task: Task) -> Fit:

@@ -21,6 +21,7 @@ from agents.make import (
     get_agent,
     make_agent,
     resolve_actions,
+    resolve_objective,
     resolve_reward,
     resolve_search,
 )
@@ -147,7 +148,8 @@ def _resolve(config: RunConfig) -> RunConfig:
     """The settings with what ``auto`` stands for, so that a repeat does the same."""
     search = resolve_search(config.agent, config.search)
     reward = resolve_reward(config.agent, config.env.reward, search)
-    return replace(config, search=search, env=replace(config.env, reward=reward))
+    env = replace(config.env, reward=reward, objective=resolve_objective(config))
+    return replace(config, search=search, env=env)
 
 
 def _work(job: Job, decide: Decide | None = None) -> None:

@@ -27,7 +27,7 @@ from ksel.knowledge import KnowledgePool
 from ksel.ledger import Ledger
 from ksel.machine import pick_device
 from ksel.models import Tap, check_inputs, on_device
-from ksel.objectives import check_objective, of_heats
+from ksel.objectives import check_objective, of_heats, of_rewards
 from ksel.observing import Watched
 from ksel.parts import DistillerParts
 from ksel.planning import (
@@ -133,7 +133,7 @@ def prepare(
     """Load data and teacher, build student, pool and distiller.
 
     Args:
-        config: checked settings.
+        config: checked settings; ``env.objective`` auto is cross_entropy, the main job has settled it.
         progress: where to report; None = nowhere.
         check: called before any teacher is trained.
 
@@ -141,6 +141,7 @@ def prepare(
         UsageError: anything the settings or the files do not allow.
     """
     progress = progress or Silent()
+    config = replace(config, env=replace(config.env, objective=of_rewards(config.env.objective)))
     device = pick_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)

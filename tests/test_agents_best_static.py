@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,23 @@ from agents.halving import (
     halving,
     search_plan,
 )
-from agents.make import check_agent, check_settings, make_agent, resolve_reward, resolve_search
+from agents.make import (
+    check_agent,
+    check_rewards,
+    check_settings,
+    make_agent,
+    resolve_objective,
+    resolve_reward,
+    resolve_search,
+)
 from agents.policy import Learner, Resumable, load_policy
 from envs.distillation import DistillationEnv
 from envs.held_out import HeldOut
 from envs.recording import Recorder
+from ksel.checks import check_unrewarded
 from ksel.config import RunConfig, StageConfig
 from ksel.errors import UsageError
+from ksel.settings import config_from_dict, config_from_file
 from ksel.trajectory import ScheduleWriter
 
 POOL = ("label", "response", "hidden/skip", "cls_hidden/skip")
@@ -401,6 +413,39 @@ def test_it_is_paid_measured_drops_in_episodes() -> None:
         resolve_search("best_static", "online")
 
 
+@pytest.mark.parametrize(
+    ("values", "objective"),
+    [
+        ({}, "probe"),
+        ({"task": "stsb"}, "probe"),
+        ({"rows": {"reward": 16}}, "probe"),
+        ({"rows": {"reward": 15}}, "calibrated"),
+        ({"students": 2}, "calibrated"),
+        ({"task": "squad"}, "calibrated"),
+        ({"task": "custom", "custom": {"kind": "span"}}, "calibrated"),
+        ({"env": {"objective": "margin"}}, "margin"),
+        ({"env": {"objective": "cross_entropy"}}, "cross_entropy"),
+        ({"agent": "a2c"}, "cross_entropy"),
+        ({"agent": "all_action"}, "cross_entropy"),
+    ],
+)
+def test_it_compares_what_the_states_know_where_that_can_be_seen(
+    values: dict[str, Any], objective: str
+) -> None:
+    config = config_from_dict({"agent": "best_static", **values})
+    assert resolve_objective(config) == objective
+
+
+@pytest.mark.parametrize("agent", ["static", "race"])
+def test_what_auto_stands_for_may_be_said_where_nothing_is_rewarded(agent: str) -> None:
+    """A run's config.yaml says it, and is read again."""
+    for objective, refused in (("auto", False), ("cross_entropy", False), ("calibrated", True)):
+        config = config_from_dict({"agent": agent, "env": {"objective": objective}})
+        check = check_rewards if agent == "race" else partial(check_unrewarded, observes=False)
+        with pytest.raises(UsageError) if refused else nullcontext():
+            check(config)
+
+
 def test_the_policy_comes_back_with_its_table(tmp_path: Path) -> None:
     env = Students(worth)
     agent = build(env, config_of())
@@ -526,6 +571,7 @@ def test_the_whole_job(tmp_path: Path, tiny_data: Path, tiny_teacher: Path) -> N
     changes = {"agent": "best_static", "best_static": {"least": 1}, "references": ["finetune"]}
     outcome = run_job(tmp_path, small(settings, changes))
     assert outcome.code == 0, outcome.err
+    assert config_from_file(outcome.folder / "config.yaml").env.objective == "probe"
     found = outcome.summary["search"]["learned"]
     mask = [name in found["mask"] for name in outcome.schedule.pool]
     assert (outcome.schedule.actions("final") == np.array(mask)).all()

@@ -444,6 +444,7 @@ def test_the_settings_name_what_was_found(tiny_settings: Callable[..., dict]) ->
     )
     config = tiny.make_setup(values).config
     assert (config.data, config.teacher) == ("builtin", "tiny")
+    assert config.env.objective == "cross_entropy", "what auto stands for"
 
 
 @pytest.mark.parametrize(("free", "fits"), [(10**9, False), (10**10, True), (None, True)])
