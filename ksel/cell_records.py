@@ -114,17 +114,18 @@ def _curve(
     rows: Mapping[str, int],
     rows_on_the_way: int,
 ) -> list[dict[str, Any]]:
-    """Measurements on the way, and the one at the end, which is of all dev rows."""
+    """Measurements on the way, the last of them at the end, and the one of all dev rows at the end."""
     dev = {name: count for name, count in rows.items() if name not in ("train", "reward")}
     some = sum(min(count, rows_on_the_way) for count in dev.values())
     end = {x["step"]: x[f"dev/{metric}"] for x in lines if x.get(f"dev/{metric}") is not None}
     way = {
-        x["step"]: x[f"student/{metric}"]
-        for x in lines
-        if x.get(f"student/{metric}") is not None and x["step"] not in end
+        x["step"]: x[f"student/{metric}"] for x in lines if x.get(f"student/{metric}") is not None
     }
+    every = sum(dev.values())
+    if some == every:
+        way |= end
     points = [(step, value, some) for step, value in sorted(way.items())]
-    points += [(step, value, sum(dev.values())) for step, value in end.items()]
+    points += [(step, value, every) for step, value in end.items() if some < every]
     return [
         {"update": step, "share": step / budget, "metric": metric, "value": value, "rows": count}
         for step, value, count in points

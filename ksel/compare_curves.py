@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,8 @@ class Reached:
         share: the same as a share of the budget.
         seconds: median of the seconds, the search's included, the final student's in proportion.
         shares: of each student.
+        at_most: the median student was at the target when it was measured first, so it may have come
+            there before.
     """
 
     reached: int
@@ -51,6 +53,7 @@ class Reached:
     share: float
     seconds: float
     shares: tuple[float, ...]
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,25 +72,41 @@ class Curve:
 
 
 def curves_of(frame: pd.DataFrame, task: str, method: str) -> dict[int, Curve]:
-    """Seed -> its curve; what is not a number is left out."""
+    """Seed -> its curve; what is not a number is left out.
+
+    A curve is of the same dev rows from end to end: those of the measurements on the way.
+    """
     rows = frame[(frame["task"] == task) & (frame["method"] == method)]
     found = {}
     for seed, group in rows.groupby("seed"):
+        group = group[group["rows"] == group["rows"].min()]
         group = group[np.isfinite(group["value"])].sort_values("update")
         columns = (group[name].to_numpy(float) for name in ("update", "share", "value"))
         found[int(str(seed))] = Curve(*columns)
     return found
 
 
-def area(curve: Curve) -> float:
-    """Area under the curve over the share of the budget it spans: the mean score on the way.
+def common_start(curves: Iterable[Curve]) -> float:
+    """Share of the budget from which on all curves are known: the latest of their starts.
 
-    By the trapezoid rule; nan for fewer than two measurements.
+    Some begin late: what trains in lanes is not measured before one of them is kept.
     """
-    span = curve.shares[-1] - curve.shares[0] if len(curve.shares) > 1 else 0.0
-    if span <= 0:
+    return max((float(one.shares[0]) for one in curves if len(one.shares) > 1), default=0.0)
+
+
+def area(curve: Curve, start: float = 0.0) -> float:
+    """Area under the curve from a share of the budget on, over that span: the mean score on the way.
+
+    By the trapezoid rule; nan for fewer than two measurements, and where it ends before ``start``.
+    """
+    if len(curve.shares) < 2 or curve.shares[-1] <= start:
         return float("nan")
-    return float(np.trapezoid(curve.values, curve.shares) / span)
+    start = max(start, float(curve.shares[0]))
+    later = curve.shares > start
+    shares = np.concatenate([[start], curve.shares[later]])
+    first = np.interp(start, curve.shares, curve.values)
+    values = np.concatenate([[first], curve.values[later]])
+    return float(np.trapezoid(values, shares) / (shares[-1] - start))
 
 
 def score_at(curve: Curve, share: float) -> float:
@@ -147,12 +166,13 @@ def when_reached(
     """
     if target is None:
         return None
-    found = []
+    found, first = [], []
     for cell in cells.itertuples():
         curve = curves.get(int(str(cell.seed)))
         if curve is None or len(curve.values) < 2:
             continue
         update, share = first_at(curve, target, higher=higher)
+        first.append(update == curve.updates[0])
         search = float(str(cell.seconds_search))
         search = search if np.isfinite(search) else 0.0
         done = share / float(curve.shares[-1])  # of a student that ended early, all that it had
@@ -162,7 +182,8 @@ def when_reached(
     updates, shares, seconds = (np.array(column) for column in zip(*found, strict=True))
     count = int(np.isfinite(updates).sum())
     update, share, second = (float(np.median(values)) for values in (updates, shares, seconds))
-    return Reached(count, len(found), update, share, second, tuple(map(float, shares)))
+    at_most = bool(np.any(np.array(first) & (updates <= update)) and np.isfinite(update))
+    return Reached(count, len(found), update, share, second, tuple(map(float, shares)), at_most)
 
 
 def joined(parts: Sequence[Reached | None]) -> Reached | None:
@@ -173,4 +194,5 @@ def joined(parts: Sequence[Reached | None]) -> Reached | None:
     nan = float("nan")
     shares = tuple(share for part in known for share in part.shares)
     count = sum(part.reached for part in known)
-    return Reached(count, len(shares), nan, float(np.median(shares)), nan, shares)
+    at_most = any(part.at_most for part in known)
+    return Reached(count, len(shares), nan, float(np.median(shares)), nan, shares, at_most)

@@ -88,12 +88,15 @@ def _reached(found: Reached | None, table: Table) -> tuple[str, ...]:
         return (NONE,) * (2 if table.task is None else 3)
     count = f"{found.reached}/{found.seeds}"
     if table.task is None:
-        return count, _censored(found.share, ".0%")
-    return count, _censored(found.updates, ",.0f"), _censored(found.seconds, ",.1f")
+        return count, _censored(found.share, ".0%", found.at_most)
+    updates = _censored(found.updates, ",.0f", found.at_most)
+    return count, updates, _censored(found.seconds, ",.1f", found.at_most)
 
 
-def _censored(median: float, pattern: str) -> str:
-    return format(median, pattern) if math.isfinite(median) else "not reached"
+def _censored(median: float, pattern: str, at_most: bool) -> str:
+    if not math.isfinite(median):
+        return "not reached"
+    return ("≤ " if at_most else "") + format(median, pattern)
 
 
 # --------------------------------------------------------------------------- grids
@@ -156,7 +159,8 @@ def _certainty(table: Table, name: str) -> Grid:
 
 
 def _speed(table: Table, references: Sequence[str]) -> Grid:
-    heads = ["method", "area under the curve"]
+    since = f" from {table.start:.0%} on" if table.start > 0 else ""
+    heads = ["method", f"area under the curve{since}"]
     main = references[-1:]
     heads += [f"area, difference to {name} [95 %]" for name in main]
     heads += [f"at {share:.0%}" for share in BUDGETS]

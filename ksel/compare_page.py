@@ -58,10 +58,11 @@ READING = (
     ),
     (
         "Speed",
-        "The area is the mean dev score on the way. A target is reached at the first measurement "
-        "that is at it; students that never reach it count as later than all others, so a median "
+        "The area is the mean dev score on the way, over the share of the budget in which all "
+        "students of the task were measured. A target is reached at the first measurement that is at "
+        "it (&le;: it is the first of all, so the target may have been reached before); students that never reach it count as later than all others, so a median "
         "is given only where more than half do. Seconds include the search. On the way only some "
-        "dev rows are measured, and the first measurement at a target is a lucky one: compare "
+        "dev rows are measured, the same ones each time, and the first measurement at a target is a lucky one: compare "
         "methods, do not quote the update.",
     ),
     (

@@ -16,6 +16,7 @@ from ksel.compare_curves import (
     Reached,
     Target,
     area,
+    common_start,
     curves_of,
     joined,
     score_at,
@@ -116,6 +117,7 @@ class Table:
         rows: the best first.
         targets: the scores to reach.
         notes: what the reader must know.
+        start: share of the budget from which on areas are taken; nan over tasks, each has its own.
     """
 
     task: str | None
@@ -126,6 +128,7 @@ class Table:
     rows: tuple[Row, ...]
     targets: tuple[Target, ...]
     notes: tuple[str, ...] = ()
+    start: float = float("nan")
 
     def row(self, method: str) -> Row | None:
         """The row of a method, if it has one."""
@@ -155,9 +158,22 @@ class TaskScores:
         return cells["score"] if cells is not None else pd.Series(dtype=float)
 
     def areas(self, method: str) -> pd.Series:
-        """Areas under the curve by seed, of the finished students."""
+        """Areas under the curve by seed, of the finished students, from :attr:`start` on."""
         found = self.curves.get(method, {})
-        return pd.Series({seed: area(curve) for seed, curve in found.items()}, dtype=float)
+        areas = {seed: area(curve, self.start) for seed, curve in found.items()}
+        return pd.Series(areas, dtype=float)
+
+    @property
+    def start(self) -> float:
+        """Share of the budget from which on all students of the task were measured."""
+        return common_start(one for found in self.curves.values() for one in found.values())
+
+    def ends(self, method: str) -> list[float]:
+        """Last values of the curves: on their dev rows; the final scores of a method without curves."""
+        curves = [one for one in self.curves.get(method, {}).values() if len(one.values) > 1]
+        if not curves:
+            return self.scores(method).tolist()
+        return [float(one.values[-1]) for one in curves]
 
     @property
     def unit(self) -> float:
@@ -282,8 +298,8 @@ def corrected(rows: Sequence[Row], references: Sequence[str]) -> list[Row]:
 
 def task_table(scores: TaskScores, results: Results, references: Sequence[str]) -> Table:
     """The table of one task."""
-    finals = {method: scores.scores(method).tolist() for method in scores.cells}
-    goals = targets(finals, scores.teacher, higher=scores.higher)
+    ends = {method: scores.ends(method) for method in scores.cells}
+    goals = targets(ends, scores.teacher, higher=scores.higher)
     rows = [_task_row(scores, results, method, references, goals) for method in scores.cells]
     rows = corrected(rows, references)
     rows.sort(key=lambda row: -row.mean if scores.higher else row.mean)
@@ -295,6 +311,7 @@ def task_table(scores: TaskScores, results: Results, references: Sequence[str]) 
         scores.teacher,
         tuple(rows),
         goals,
+        start=scores.start,
     )
 
 

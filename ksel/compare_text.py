@@ -170,7 +170,7 @@ def _record(row: Row, table: Table, references: Sequence[str]) -> dict[str, obje
     for goal, found in zip(table.targets, row.reached, strict=True):
         record[f"target: {goal.name}"] = goal.value if goal.value is not None else ""
         if found is not None:
-            for key in ("reached", "seeds", "updates", "share", "seconds"):
+            for key in ("reached", "seeds", "updates", "share", "seconds", "at_most"):
                 record[f"{goal.name}: {key}"] = getattr(found, key)
     return {key: "" if _unknown(item) else item for key, item in record.items()}
 

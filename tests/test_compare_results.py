@@ -341,6 +341,32 @@ def test_area_and_budgets_by_hand() -> None:
     assert math.isnan(score_at(late, 0.1))
 
 
+def test_areas_begin_where_all_have_been_measured(tmp_path: Path) -> None:
+    """A student that is not seen at first is not better for it."""
+    assert area(LINE, 0.25) == pytest.approx((0.25 * 0.65 + 0.5 * 0.75) / 0.75)
+    assert math.isnan(area(LINE, 1.0))
+    results = simulate(tmp_path, tasks=["rte"], effects={"race": 0.0, "all": 0.0}, points=6)
+    curves = results.curves[results.curves["method"] == "all"]
+    late = curves[curves["share"] >= 0.4].assign(method="race")
+    comparison = compare_table(Results(tmp_path, results.cells, pd.concat([curves, late])))
+    table = comparison.tables[0]
+    assert table.start == 0.4
+    race, plain = table.row("race"), table.row("all")
+    assert race is not None
+    assert plain is not None
+    assert race.area == pytest.approx(plain.area)
+    assert race.against("all").area == pytest.approx(0.0)  # type: ignore[union-attr]
+    speed = next(grid for grid in grids(table, ("all",)) if grid.title == "Speed")
+    assert speed.heads[1] == "area under the curve from 40% on"
+
+
+def test_a_curve_is_of_the_same_rows_from_end_to_end(tmp_path: Path) -> None:
+    results = simulate(tmp_path, tasks=["rte"], effects={"all": 0.0}, points=3)
+    whole = results.curves[results.curves["share"] == 1.0].assign(rows=872, value=0.1)
+    joined = Results(tmp_path, results.cells, pd.concat([results.curves, whole]))
+    assert compare_table(joined).tables[0] == compare_table(results).tables[0]
+
+
 def test_the_first_measurement_at_a_target_counts() -> None:
     assert first_at(LINE, 0.7, higher=True) == (50, 0.5)
     assert first_at(LINE, 0.9, higher=True) == (math.inf, math.inf)
@@ -356,6 +382,7 @@ def test_students_that_never_reach_a_target_are_counted() -> None:
     found = when_reached({0: LINE, 1: LINE, 2: slow}, cells, 0.7, higher=True)
     assert found is not None
     assert (found.reached, found.seeds, found.updates, found.seconds) == (2, 3, 50, 20.0)
+    assert not found.at_most
     found = when_reached({0: LINE, 1: slow, 2: slow}, cells, 0.7, higher=True)
     assert found is not None
     assert (found.reached, found.updates) == (1, math.inf)
@@ -369,6 +396,19 @@ def test_a_student_that_ended_early_has_spent_all_its_seconds_by_then() -> None:
     found = when_reached({0: torso}, cells, LINE.values[-1], higher=True)
     assert found is not None
     assert (found.share, found.seconds) == (0.5, 30.0)
+
+
+def test_a_target_met_at_the_first_measurement_may_have_been_met_before(tmp_path: Path) -> None:
+    slow = Curve(LINE.updates, LINE.shares, np.array([0.4, 0.6, 0.8]))
+    cells = pd.DataFrame({"seed": [0, 1, 2], "seconds_search": 0.0, "seconds_final": 20.0})
+    found = when_reached({0: LINE, 1: LINE, 2: slow}, cells, 0.5, higher=True)
+    assert found is not None
+    assert (found.updates, found.at_most) == (0, True)
+    comparison = compare_table(simulate(tmp_path, tasks=["rte"], teacher=0.3))
+    speed = next(one for one in grids(comparison.tables[0], ("all",)) if one.title == "Speed")
+    place = next(i for i, head in enumerate(speed.heads) if "of the teacher" in head)
+    assert {row[place + 1] for row in speed.rows} == {"≤ 0"}
+    assert all(row[place + 2].startswith("≤ ") for row in speed.rows)
 
 
 def test_targets_are_aware_of_the_metric() -> None:
