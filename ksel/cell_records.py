@@ -154,7 +154,7 @@ def read_records(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             assert isinstance(record, dict)
-            assert {"task", "method", "seed", "status"} <= set(record)
+            assert {"task", "method", "seed", "status", "curve"} <= set(record)
         except (OSError, ValueError, AssertionError) as error:
             raise UsageError(
                 f"--out: {path} is damaged. Remove it; its cell is then taken from its run, or run "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,10 +204,19 @@ def short(name: str) -> str:
 def _method(label: str, own: dict[str, Any]) -> dict[str, Any]:
     """A method's settings with the name that it stands for."""
     if FROM in own:
-        return own
+        return {**own, FROM: _located(str(own[FROM]))}
     if "agent" in own or "method" in own:
         return {FROM: "", **own}
-    return {FROM: label, **own}
+    return {FROM: _located(label), **own}
+
+
+def _located(name: str) -> str:
+    """A method's name; a file or a run in it by its absolute path, so that it is found from anywhere."""
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in ("policy", "schedule"):
+        return f"{prefix}:{Path(rest).resolve()}" if Path(rest).exists() else name
+    file = name.endswith((".yaml", ".yml")) and Path(name).is_file()
+    return str(Path(name).resolve()) if file else name
 
 
 def _baselines(given: Any) -> list[str]:
@@ -215,7 +225,7 @@ def _baselines(given: Any) -> list[str]:
     if given == AUTO:
         return [AUTO]
     if isinstance(given, list) and all(isinstance(name, str) for name in given):
-        return list(dict.fromkeys(given))
+        return [_located(name) for name in dict.fromkeys(given)]
     raise UsageError(
         "--baselines: give names of methods, none, or leave it out for the usual ones."
     )
@@ -337,9 +347,9 @@ def write_cells(folder: Path, cells: Sequence[Cell]) -> None:
     for name, text in texts.items():
         path = folder / "cells" / f"{name}.yaml"
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            changed = _changed(
-                yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(text)
-            )
+            changed = list(_changed(path.read_text(encoding="utf-8"), text))
+            if not changed:
+                continue
             raise UsageError(
                 f"--out: {folder} holds a cell {name} with other settings ({', '.join(changed)}). "
                 f"Choose another --out, or repeat the command that made it."
@@ -348,8 +358,25 @@ def write_cells(folder: Path, cells: Sequence[Cell]) -> None:
         write_text(folder / "cells" / f"{name}.yaml", text)
 
 
-def _changed(old: Any, new: Any) -> Iterator[str]:
-    before, after = dict(flattened(old)), dict(flattened(new))
+def forget(folder: Path, cells: Sequence[Cell]) -> None:
+    """Take the settings of another plan out of a folder in which no cell was finished.
+
+    A run that had begun with other settings goes with them; one with the same can go on.
+    """
+    kept = {cell.name: cell.text() for cell in cells}
+    for path in (folder / "cells").glob("*.yaml"):
+        own = kept.get(path.stem)
+        if own is None or any(_changed(path.read_text(encoding="utf-8"), own)):
+            shutil.rmtree(folder / "runs" / path.stem, ignore_errors=True)
+            path.unlink()
+
+
+def _changed(old: str, new: str) -> Iterator[str]:
+    """Names of the settings in which two cells differ; where teachers are kept is none of them."""
+    heads = ([line for line in text.splitlines() if line.startswith("#")] for text in (old, new))
+    if next(heads) != next(heads):
+        yield "who decides"
+    before, after = (dict(flattened(yaml.safe_load(text))) for text in (old, new))
     for key in dict.fromkeys([*before, *after]):
-        if _value(before, key) != _value(after, key):
+        if _value(before, key) != _value(after, key) and key[0] not in FREE:
             yield ".".join(key)

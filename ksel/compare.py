@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from ksel.cells import (
     Cell,
     Plan,
     check_same,
+    forget,
     make_plan,
     read_plan,
     safe,
@@ -49,6 +49,7 @@ from ksel.locks import alone
 from ksel.machine import available_cores
 from ksel.methods import merged, packaged, read_yaml
 from ksel.settings import QUICK, partial_settings
+from ksel.tasks import get_task
 
 PROG = "python -m ksel.compare"
 EVALUATIONS = 10
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
         if own.resume is not None:
             check_same(plan, folder)
         elif (folder / PLAN).exists():
-            shutil.rmtree(folder / "cells")  # of a comparison that never began
+            forget(folder, cells)  # a comparison of which no cell was finished
         write_cells(folder, cells)
         write_text(folder / PLAN, plan.text())
         records = read_records(folder, [cell.name for cell in cells])
@@ -126,8 +127,10 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if words and not words[0].startswith("-"):
         words = ["--config", *words]
     own, rest = parser.parse_known_args(words)
-    for part in ("tasks", "methods", "baselines", "seeds", "against"):
-        setattr(own, part, _listed(getattr(own, part)))
+    for part in ("tasks", "methods", "baselines", "against"):
+        found = _listed(getattr(own, part))
+        setattr(own, part, found and [word for word in found if word])
+    own.seeds = _listed(own.seeds)
     return own, rest
 
 
@@ -200,8 +203,9 @@ def _plan(own: argparse.Namespace, rest: Sequence[str]) -> Plan:
     )
 
 
-def _resumed(own: argparse.Namespace) -> Path:
-    folder: Path | None = own.out if own.resume == Path() else own.resume
+def _resumed(own: argparse.Namespace, usual: Path | None = None) -> Path:
+    """The folder to go on with: named by --resume, by --out, or the usual one of the command."""
+    folder: Path | None = own.out or usual if own.resume == Path() else own.resume
     if folder is None:
         raise UsageError("--resume: name the folder: --resume DIR.")
     if not (folder / PLAN).is_file():
@@ -215,10 +219,11 @@ def _folder(own: argparse.Namespace, plan: Plan) -> Path:
     Raises:
         UsageError: there is one already, or none to go on with.
     """
-    if own.resume is not None:
-        return _resumed(own)
     name = own.config.stem if own.config is not None else "-".join(map(safe, plan.tasks))
-    folder = Path(own.out or Path("compare") / name)
+    usual = Path("compare") / name
+    if own.resume is not None:
+        return _resumed(own, usual)
+    folder = Path(own.out or usual)
     if (folder / PLAN).exists() and any((folder / "cells").glob("*.json")):
         raise UsageError(
             f"--out: {folder} holds a comparison already. Add --resume to go on with it, or choose "
@@ -259,6 +264,8 @@ def _cells(plan: Plan, asked: set[Key]) -> tuple[list[Cell], dict[str, str]]:
     unused = set(asked)
     for label, own in plan.tasks.items():
         base = merged(plan.base, {"task": own.get(FROM, label), **_bare(own)})
+        if base["task"] != "custom":
+            get_task(base["task"])
         for one in _contenders(plan, base):
             settings, away = cell_settings(one, base, unread)
             table[label, one.label] = one, settings

@@ -196,7 +196,8 @@ def load_results(folder: Path) -> Results:
                 f"of another version of ksel. {AGAIN}"
             )
     _check_once(path, cells, ["task", "method", "seed"], "cell")
-    _check_once(folder / CURVES_FILE, curves, ["task", "method", "seed", "update"], "measurement")
+    one = ["task", "method", "seed", "update", "rows"]
+    _check_once(folder / CURVES_FILE, curves, one, "measurement")
     for task, group in cells[_usable(cells)].groupby("task", sort=False):
         if group["metric"].nunique() > 1 or group["higher_is_better"].nunique() > 1:
             names = ", ".join(sorted(set(group["metric"].astype(str))))

@@ -106,8 +106,8 @@ def _cell(folder: Path, name: str, payload: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _run(made: Path, settings: Path, decide: run.Decide | None) -> int:
-    """Go on with the run that was interrupted, or make it; returns its exit code."""
-    if (made / CONFIG).is_file() and open_run(made).summary.get("status") != "failed":
+    """Go on with the run that was interrupted or failed, or make it; returns its exit code."""
+    if (made / CONFIG).is_file():
         try:
             return run.main(["--resume", str(made)], decide)
         except UsageError as error:

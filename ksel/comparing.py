@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ class Comparison:
     against: list[str] | None = None
     slim: bool = False
 
+    @property
+    def complete(self) -> bool:
+        """True if a cell was finished, so that there is something to compare."""
+        return any(one["status"] == COMPLETE for one in self.records.values())
+
     def failing(self) -> list[dict[str, Any]]:
         """Records of cells that failed."""
         return [one for one in self.records.values() if one["status"] == FAILED]
@@ -69,7 +74,7 @@ def run_cells(comparison: Comparison, executor: Executor, name: str) -> int:
         bar.advance(len(cells) - len(todo))
         try:
             with executor:
-                for record in _records(comparison, executor, todo):
+                for record in _records(comparison, executor, todo, progress.say):
                     bar.advance(failed=len(comparison.failing()))
                     progress.say(_line(record))
         except KeyboardInterrupt:
@@ -91,9 +96,13 @@ def _opening(comparison: Comparison, executor: str, finished: int) -> str:
 
 
 def _records(
-    comparison: Comparison, executor: Executor, todo: Sequence[Cell]
+    comparison: Comparison, executor: Executor, todo: Sequence[Cell], say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Run the cells, each task's after its teacher; every record is kept before it is given."""
+    """Run the cells, each task's after its teacher; every record is kept before it is given.
+
+    A task's teacher is prepared with the settings of its first cell. Where these cannot be, that cell
+    has failed, and the next one's are taken.
+    """
     due = time.monotonic() + SHOW_EVERY
     for cell in todo:
         if cell.name in comparison.refused:
@@ -104,8 +113,14 @@ def _records(
         if cell.name not in comparison.refused:
             waiting.setdefault(cell.task, []).append(cell)
     by_name = {cell.name: cell for cell in todo}
-    for of_task in waiting.values():
-        executor.submit(_piece(comparison, of_task[0], TEACHER))
+
+    def prepare(task: str) -> None:
+        first = waiting[task][0]
+        say(f"{task}: its data and teacher, see logs/{TEACHER}-{first.name}.log")
+        executor.submit(_piece(comparison, first, TEACHER))
+
+    for task in waiting:
+        prepare(task)
     for done in executor.finished():
         cell = by_name[done.work.payload["name"]]
         if done.work.payload["kind"] == CELL:
@@ -116,11 +131,15 @@ def _records(
                 spent = time.monotonic() - began
                 due = began + max(SHOW_EVERY, spent / SHOW_SHARE)
             continue
-        for one in waiting[cell.task]:
-            if done.error is not None:
-                yield _keep(comparison, one, replace(done, work=_piece(comparison, one)))
-            else:
+        if done.error is None:
+            for one in waiting[cell.task]:
                 executor.submit(_piece(comparison, one))
+            continue
+        # what it was prepared with are this cell's settings, its pool too: another may do better
+        waiting[cell.task].remove(cell)
+        yield _keep(comparison, cell, replace(done, work=_piece(comparison, cell)))
+        if waiting[cell.task]:
+            prepare(cell.task)
 
 
 def _piece(comparison: Comparison, cell: Cell, kind: str = CELL) -> Work:
@@ -161,7 +180,7 @@ def _line(record: Mapping[str, Any]) -> str:
 def _write(comparison: Comparison, console: bool = False) -> None:
     """Write tables, plots and page of the cells that are done."""
     _write_frames(comparison)
-    if any(one["status"] == COMPLETE for one in comparison.records.values()):
+    if comparison.complete:
         tables = write_tables(
             load_results(comparison.folder), comparison.folder, comparison.against
         )
@@ -186,8 +205,9 @@ def _write_frames(comparison: Comparison) -> None:
 
 def _closing(comparison: Comparison) -> int:
     failing = comparison.failing()
-    print(f"tables: {comparison.folder / 'table.md'} and {comparison.folder / 'table.csv'}")
-    print(f"page: {comparison.folder / 'compare.html'}")
+    if comparison.complete:
+        print(f"tables: {comparison.folder / 'table.md'} and {comparison.folder / 'table.csv'}")
+        print(f"page: {comparison.folder / 'compare.html'}")
     if not failing:
         return 0
     print(f"{len(failing)} of {len(comparison.cells)} cells failed:")

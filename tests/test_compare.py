@@ -326,9 +326,9 @@ def test_a_comparison_leaves_runs_records_tables_and_a_page(
     assert forwards["rte", "all", 3] > 0
     curves = pd.read_parquet(out / "curves.parquet")
     one = curves[(curves["method"] == "kd") & (curves["seed"] == 3)]
-    assert one["update"].tolist() == [3, 6]
-    assert one["share"].tolist() == [0.5, 1.0]
-    assert one["rows"].tolist() == [20, 40]
+    assert one["update"].tolist() == [3, 6, 6]
+    assert one["share"].tolist() == [0.5, 1.0, 1.0]
+    assert one["rows"].tolist() == [20, 20, 40]
     assert one["value"].iloc[-1] == cells.loc[("rte", "kd", 3), "score"]
     for name in ("table.md", "table.csv", "compare.html", "compare.yaml"):
         assert (out / name).stat().st_size > 100
@@ -588,9 +588,73 @@ def test_a_teacher_that_cannot_be_had_fails_its_tasks_cells_at_once(
     assert frame(out)["error"].str.contains("--data").tolist() == [True, True]
 
 
+def test_a_cell_whose_pool_cannot_be_fails_alone(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first cell's settings are those that a task's teacher is prepared with."""
+    out = tmp_path / "out"
+    more = ["--methods", "wrong=only:hidden/1-9", "right=response", "--baselines", "none"]
+    assert compare.main([*words, *more, "--seeds", "2", "--out", str(out)]) == 1
+    cells = frame(out)["status"]
+    assert cells.loc[:, "right"].tolist() == ["complete", "complete"]
+    assert cells.loc[:, "wrong"].tolist() == ["failed", "failed"]
+    assert "rte: its data and teacher, see logs/teacher-rte-wrong-s0.log" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("drawn")
+def test_where_all_fails_no_table_is_named(
+    words: list[str], tmp_path: Path, failing: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing.append("rte-response-s0")
+    more = ["--methods", "response", "--baselines", "none", "--seeds", "1"]
+    assert compare.main([*words, *more, "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().out
+    assert "1 of 1 cells failed" in printed
+    assert "table.md" not in printed
+
+
+def test_a_run_of_another_plan_is_not_taken_for_one_of_this(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before a cell was finished, corrected, begun again in the same folder."""
+    out = tmp_path / "out"
+    more = ["--methods", "response", "--baselines", "none", "--seeds", "1", "--out", str(out)]
+    update = Distiller.update
+
+    def pressed(self: Distiller, *args: Any, **options: Any) -> Any:
+        if self.cursor == 4:
+            raise KeyboardInterrupt
+        return update(self, *args, **options)
+
+    monkeypatch.setattr(Distiller, "update", pressed)
+    assert compare.main([*words, *more]) == 130
+    assert (out / "runs" / "rte-response-s0" / "config.yaml").is_file()
+    monkeypatch.undo()
+    monkeypatch.setattr(leaving, "write_report", lambda folder: None)
+    assert compare.main([*words, *more, "--optim.max_updates", "3"]) == 0
+    assert frame(out)["updates"].tolist() == [3]
+
+
+def test_going_on_finds_folder_and_files_from_anywhere(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("agent: static\nstatic: {mask: [response]}\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    more = ["--methods", "mine.yaml,", "--baselines", "none", "--seeds", "1"]
+    assert compare.main([*words, *more]) == 0
+    assert [name for _, name, _ in frame(tmp_path / "compare" / "rte").index] == ["mine"]
+    store = ["--store", str(tmp_path / "another")]
+    assert compare.main([*words, *more, *store, "--resume"]) == 0  # the folder without --out
+    monkeypatch.chdir("elsewhere")
+    assert compare.main(["--resume", "../compare/rte", "--seeds", "2", "--executor", "inline"]) == 0
+    assert len(frame(tmp_path / "compare" / "rte")) == 2
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--methods", "kd", "--task", "rte", "mrcp"], "Did you mean 'mrpc'?"),
         (["--methods", "kd", "--executor", "dask"], "unknown executor 'dask'"),
         (["--methods", "kd", "--workers", "2"], "--workers: not used with --executor inline"),
         (["--methods", "kd", "--ray_gpus", "1"], "--ray_gpus: not used with --executor inline"),
