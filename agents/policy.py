@@ -278,8 +278,16 @@ def damaged(path: Path, reason: str) -> UsageError:
     )
 
 
-def refuse_other_pool(folder: Path, has: Sequence[str], wanted: Sequence[str]) -> None:
+def refuse_other_pool(
+    folder: Path, has: Sequence[str], wanted: Sequence[str], *, logged: bool = False
+) -> None:
     """Raise if a policy was made for another knowledge pool.
+
+    Args:
+        folder: of the policy.
+        has: its pool.
+        wanted: the run's.
+        logged: the run is over, so that another policy is all that helps.
 
     Raises:
         UsageError: names the types that are missing, extra, or in another order.
@@ -295,10 +303,9 @@ def refuse_other_pool(folder: Path, has: Sequence[str], wanted: Sequence[str]) -
         parts.append(f"the run has {', '.join(extra)}, the policy does not")
     if not parts:
         parts.append("the same types are in another order")
-    raise UsageError(
-        f"--knowledge.pool: the policy in {folder} does not fit: {'; '.join(parts)}. "
-        f"Use its pool: {', '.join(has)}."
-    )
+    option = "--policy" if logged else "--knowledge.pool"
+    fix = f"Give one over {', '.join(wanted)}" if logged else f"Use its pool: {', '.join(has)}"
+    raise UsageError(f"{option}: the policy in {folder} does not fit: {'; '.join(parts)}. {fix}.")
 
 
 def refuse_other_observation(

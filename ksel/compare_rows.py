@@ -44,6 +44,7 @@ class Versus:
         p: of the permutation test; nan where none was made.
         holm: the same, corrected for the methods of the table.
         area, area_interval, area_by_t: difference of the areas under the curve, and its intervals.
+        alike: the scores of each pair are the same.
     """
 
     against: str
@@ -60,6 +61,7 @@ class Versus:
     area: float
     area_interval: st.Interval
     area_by_t: st.Interval
+    alike: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ def versus(
         st.mean_of_means(areas),
         st.stratified_interval(areas),
         st.t_interval(areas),
+        alike=not np.concatenate(raw).any(),
     )
 
 

@@ -70,6 +70,8 @@ def _sentence(row: Row, one: Versus, table: Table) -> str:
 
 
 def _verdict(one: Versus) -> str:
+    if one.alike:
+        return "the same score in each pair"
     tested = f", corrected p {p_value(one.holm)}" if math.isfinite(one.holm) else ""
     if not one.interval.known:
         return f"{one.interval.note}{tested}"

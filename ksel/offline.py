@@ -17,7 +17,7 @@ from rich.table import Table
 
 from agents.fixed import random_hard_policy, random_soft_policy, static_policy
 from agents.likelihood import consider
-from agents.policy import HEADER, Policy, load_policy, read_header
+from agents.policy import HEADER, Policy, load_policy, read_header, refuse_other_pool
 from envs.reward import LIMIT
 from ksel.artifacts import versions
 from ksel.cli import guard
@@ -194,7 +194,9 @@ def _names(specs: Sequence[str]) -> list[str]:
 
 
 def _frozen(folder: Path, logged: Trajectories) -> Policy:
-    beyond = [name for name, _ in read_header(folder)["observation"] if name != "training"]
+    header = read_header(folder)
+    refuse_other_pool(folder, header["pool"], logged.pool, logged=True)
+    beyond = [name for name, _ in header["observation"] if name != "training"]
     if beyond:
         raise UsageError(
             f"--policy: the policy in {folder} looks at {', '.join(beyond)}, and schedule.parquet "

@@ -341,6 +341,16 @@ def test_area_and_budgets_by_hand() -> None:
     assert math.isnan(score_at(late, 0.1))
 
 
+def test_students_that_score_alike_are_said_to(tmp_path: Path) -> None:
+    results = simulate(tmp_path, tasks=["rte"], effects={"race": 0.0, "all": 0.0})
+    found = results.cells.set_index(["method", "seed"])["score"]
+    same = [found["all", seed] for seed in results.cells["seed"]]
+    comparison = compare_table(edit(results, score=same))
+    assert sentences(comparison)[0].text.endswith(
+        "the cost of all types on: the same score in each pair."
+    )
+
+
 def test_areas_begin_where_all_have_been_measured(tmp_path: Path) -> None:
     """A student that is not seen at first is not better for it."""
     assert area(LINE, 0.25) == pytest.approx((0.25 * 0.65 + 0.5 * 0.75) / 0.75)
