@@ -44,6 +44,8 @@ from ksel.config import BestStaticConfig, RunConfig
 from ksel.errors import UsageError
 from ksel.packing import State
 
+REMEDY = "raise --episodes.count, or lower --best_static.least"
+"""What makes room for more masks."""
 SEEDS = 13
 """Marks the random numbers of this agent's masks and batches."""
 
@@ -264,7 +266,8 @@ class BestStaticAgent:
         best = best_mask(self.plays)
         tried = sum(play.rung == 1 for play in self.plays)
         wanted = min(self.settings.candidates, 2 ** len(self.pool) - 1)
-        less = f" of the {wanted} wanted; the search has no room for more" if tried < wanted else ""
+        less = f" of the {wanted} wanted; the search has no room for more: {REMEDY}"
+        less = less if tried < wanted else ""
         lines = [f"{NAME}: {', '.join(best)} is the best of {tried} masks{less}"]
         return {"mask": list(best), "plays": [asdict(play) for play in self.plays], "says": lines}
 

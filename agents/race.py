@@ -346,7 +346,8 @@ class RaceAgent:
 
     def figures(self) -> dict[str, Any]:
         """The heats, for ``summary.json``, and a line about each for people."""
-        return {"heats": [asdict(heat) for heat in self.heats], "says": [*map(_line, self.heats)]}
+        says = [_line(heat, self.settings.doubt) for heat in self.heats]
+        return {"heats": [asdict(heat) for heat in self.heats], "says": says}
 
     def save_extra(self, folder: Path) -> None:
         """Nothing: there is no library behind it."""
@@ -356,8 +357,22 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _line(heat: HeatRecord) -> str:
-    masks = [", ".join(names) for names in (heat.challenger, heat.incumbent)]
-    ahead = "one diverged" if heat.t is None else f"t = {heat.t:+.1f}"
+def _line(heat: HeatRecord, doubt: float) -> str:
+    masks = [", ".join(names) or "none" for names in (heat.challenger, heat.incumbent)]
     end = "takes over" if heat.taken else "does not take over"
-    return f"{NAME}: updates {heat.start}-{heat.end}: {masks[0]} against {masks[1]}: {ahead}, {end}"
+    return (
+        f"{NAME}: updates {heat.start}-{heat.end}: {masks[0]} against {masks[1]}: {_standing(heat, doubt)}: "
+        f"{end}"
+    )
+
+
+def _standing(heat: HeatRecord, doubt: float) -> str:
+    """How a heat ended for the challenger, in words."""
+    if heat.t is None:
+        return "one diverged"
+    if heat.t == 0:
+        return "challenger level"
+    side = "ahead" if heat.t > 0 else "behind"
+    needed = f", and it takes more than {doubt:g}" if 0 < heat.t <= doubt else ""
+    beaten = ", another challenger was kept" if heat.t > doubt and not heat.taken else ""
+    return f"challenger {side} by {abs(heat.t):.1f} standard errors{needed}{beaten}"

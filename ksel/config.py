@@ -367,7 +367,8 @@ class RunConfig:
     device: str = "auto"
     """auto, cpu, or cuda."""
     threads: int = 0
-    """Threads of torch on the CPU; 0 = one per core. Part of what makes a replay exact."""
+    """Threads of torch on the CPU; 0 = one per core, or OMP_NUM_THREADS where that is set and lower.
+    Part of what makes a replay exact."""
     search: Literal["auto", "episodes", "online", "branch"] = "auto"
     """How the agent learns: episodes: over students of its own, before the final one; online: while the
     one and only student trains; branch: online, from forks of the student; auto = what the agent

@@ -27,6 +27,7 @@ def unknown_name(what: str, given: str, known: Iterable[str], option: str) -> Us
         An error that lists the valid names and, where one is near, the likely one.
     """
     names = list(known)
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    lower = {name.lower(): name for name in reversed(names)}  # of two alike the first
+    near = difflib.get_close_matches(given.lower(), lower, n=1, cutoff=0.5)
+    hint = f" Did you mean '{lower[near[0]]}'?" if near else ""
     return UsageError(f"{option}: unknown {what} '{given}'.{hint} Known: {', '.join(names)}.")

@@ -87,11 +87,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--stages", nargs="+", default=["search", "final"], help=f"of {', '.join(STAGES)}"
     )
-    parser.add_argument("--out", type=Path, default=Path("exports"), help="folder of data sets")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("exports"),
+        help="folder of data sets; npz: NAME.npz goes into it",
+    )
     parser.add_argument("--name", help="name of the data set; default ksel/TASK-AGENT-v0")
     own = parser.parse_args(list(argv))
     if own.to not in FORMATS:
         raise unknown_name("format", own.to, FORMATS, "--to")
+    if own.out.suffix == ".npz":
+        raise UsageError(
+            f"--out: {own.out} is the name of a file, and --out is the folder of data sets. Give --out "
+            f"{own.out.parent} --to npz --name {own.out.stem}."
+        )
     if own.to == "minari" and not (_installed("minari") and _installed("h5py")):
         raise UsageError("--to minari needs Minari: pip install 'ksel[minari]', or use --to npz.")
     return own

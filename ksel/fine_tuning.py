@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from ksel.batches import BatchOrder, updates_per_epoch
 from ksel.config import FineTuneConfig
 from ksel.data import Split
 from ksel.errors import UsageError
+from ksel.methods import QUICK, packaged, read_yaml
 from ksel.models import model_logits, on_device, own_generator
 from ksel.optim import adamw, linear_schedule, set_rate
 from ksel.tasks import Task
@@ -54,9 +56,16 @@ def resolve_settings(settings: FineTuneConfig, *, tiny: bool, say: Say) -> FineT
 def say_without_effect(
     settings: FineTuneConfig, unused: Iterable[str], reason: str, say: Say
 ) -> None:
-    """Say which of these settings were given although they do nothing."""
-    default = FineTuneConfig()
-    given = [name for name in unused if getattr(settings, name) != getattr(default, name)]
+    """Say which of these settings were given although they do nothing.
+
+    Values of ksel's own files, which lie under a command line unasked, were not given by anybody.
+    """
+    default, quick = FineTuneConfig(), read_yaml(Path(packaged(QUICK)))["fine_tune"]
+    given = [
+        name
+        for name in unused
+        if getattr(settings, name) not in (getattr(default, name), quick.get(name))
+    ]
     if given:
         options = ", ".join(f"--fine_tune.{name}" for name in given)
         say(f"teacher: {reason}, so without effect: {options}")

@@ -333,7 +333,7 @@ def _figures(job: Job, name: str, metrics: dict[str, float], played: Played) -> 
         "name": name,
         "metrics": metrics,
         "parameters": parameter_count(job.setup.student),
-        "ms_per_example": _milliseconds(job.setup, job.setup.student),
+        "ms_per_example": _student_milliseconds(job),
         "updates": played.updates,
         "decisions": played.decisions,
         "seconds": played.seconds,
@@ -370,6 +370,14 @@ def _dev(
             device=setup.device,
             span=setup.config.span,
         )
+
+
+def _student_milliseconds(job: Job) -> float:
+    """Measured on the first student of a run: the others have its shape, so they have its figure."""
+    assert job.setup is not None
+    if job.students:
+        return float(job.students[0]["ms_per_example"])
+    return _milliseconds(job.setup, job.setup.student)
 
 
 def _milliseconds(setup: Setup, model: Any, dev: dict[str, Split] | None = None) -> float:

@@ -44,9 +44,16 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def usual_threads() -> int:
+    """Threads where nothing else is asked for: one per core, but no more than OMP_NUM_THREADS says."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").strip()
+    limit = int(asked) if asked.isdecimal() else 0
+    return min(available_cores(), limit) if limit else available_cores()
+
+
 def resolve_threads(config: RunConfig) -> RunConfig:
     """Fix the number of threads, so that the saved settings say how many there were."""
-    return replace(config, threads=config.threads or available_cores())
+    return replace(config, threads=config.threads or usual_threads())
 
 
 def free_memory() -> int | None:

@@ -14,6 +14,8 @@ from ksel.config import RunConfig
 from ksel.errors import UsageError, unknown_name
 from ksel.knowledge import find_name
 
+QUICK = "quick.yaml"
+"""The quick job's file of configs/, which lies under a plain command line."""
 METHODS = "methods"
 """Folder of configs/ with one file per published method."""
 

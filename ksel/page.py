@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -112,13 +113,22 @@ def number(value: Any, pattern: str) -> str:
 def document(title: str, body: str) -> str:
     """The whole page; ``body`` is HTML."""
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_CSS}</style></head>\n"
+        f"{_HEAD}<title>{escape(title)}</title><style>{_CSS}</style></head>\n"
         f"<body><main>{body}</main></body></html>\n"
     )
 
 
+def is_own(path: Path) -> bool:
+    """True if a file is a page of ksel: it begins like one, and has a title of ksel."""
+    begin = f"{_HEAD}<title>ksel".encode()
+    with path.open("rb") as file:
+        return file.read(len(begin)) == begin
+
+
+_HEAD = (
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+)
 _CSS = """
 :root{color-scheme:light dark;--paper:#fff;--card:#f6f7f9;--ink:#1f2329;--faint:#79808a;--line:#dfe2e7;
 --accent:#0072b2;--loud:#fff1e0;--loudline:#d55e00;--good:#d9f2e6;--bad:#fde3d8;--c0:#0072b2;--c1:#d55e00;

@@ -14,6 +14,7 @@ from agents.responses import blind_spot, respond_with
 from ksel.cli import guard
 from ksel.errors import UsageError
 from ksel.files import write_text
+from ksel.page import is_own
 from ksel.report_learned import Learned
 from ksel.report_page import REPORT_FILE, page
 from ksel.report_run import Run, load_run
@@ -40,13 +41,14 @@ def main(argv: list[str]) -> int:
         run = load_run(arguments.runs[0])
         refuse_damaged([run])
         path = arguments.out or run.folder / REPORT_FILE
+        refuse_foreign(path, [run])
         write_text(path, page(run, learned_by(run)))
     else:
         runs = load_runs(arguments.runs)
         refuse_damaged(runs)
-        path = write_runs(
-            arguments.out or default_path(arguments.runs), runs, learned_together(runs)
-        )
+        path = arguments.out or default_path(arguments.runs)
+        refuse_foreign(path, [])
+        write_runs(path, runs, learned_together(runs))
     print(path)
     return 0
 
@@ -61,6 +63,23 @@ def refuse_damaged(runs: Sequence[Run]) -> None:
         reason = run.problems.get(SCHEDULE)
         if reason is not None and (run.folder / SCHEDULE).is_file():
             raise UsageError(f"RUN: {reason}")
+
+
+def refuse_foreign(path: Path, runs: Sequence[Run]) -> None:
+    """Refuse to write over a file that is no page of ksel.
+
+    Args:
+        path: of the page that is to be written.
+        runs: whose own reports may be written anew, whatever they hold.
+
+    Raises:
+        UsageError: names the file and the fix.
+    """
+    own = [(run.folder / REPORT_FILE).resolve() for run in runs]
+    if path.is_file() and path.resolve() not in own and not is_own(path):
+        raise UsageError(
+            f"--out: {path} exists and is no page of ksel, so it is left as it is. Choose another name."
+        )
 
 
 def learned_by(run: Run) -> Learned:

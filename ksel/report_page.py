@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -22,15 +23,14 @@ REPORT_FILE = "report.html"
 BINS = 16
 FEWEST_NORMS = 3
 """Gradient norms of a type from which on they are drawn."""
-NOT_ASKED = Learned(reason="`python -m ksel.report RUN` adds how the policy responds")
 
 
-def write_report(run: Path, found: Learned = NOT_ASKED) -> Path:
+def write_report(run: Path, found: Learned | None = None) -> Path:
     """Write ``report.html`` into a run's folder; a part that is missing is said to be missing.
 
     Args:
         run: the folder.
-        found: what is known of the run's policy.
+        found: what is known of the run's policy; None = it was not looked at.
 
     Raises:
         UsageError: ``run`` is not the folder of a run, or the file cannot be written.
@@ -40,8 +40,10 @@ def write_report(run: Path, found: Learned = NOT_ASKED) -> Path:
     return path
 
 
-def page(run: Run, found: Learned = NOT_ASKED) -> str:
-    """The whole page as HTML; ``found`` is what is known of the run's policy."""
+def page(run: Run, found: Learned | None = None) -> str:
+    """The whole page as HTML; ``found`` is what is known of the run's policy, None = it was not looked at."""
+    command = f"python -m ksel.report {shlex.quote(str(run.folder))}"
+    found = found or Learned(reason=f"`{command}` adds how the policy responds")
     method = f"{run.fact('method')}, " if run.fact("method") else ""
     title = f"{run.fact('task') or 'unknown task'}, {method}{run.fact('agent') or 'unknown agent'}"
     sections = [

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ksel.errors import UsageError
+from ksel.saved import what_it_is
 from ksel.tracking import METRICS_FILE, read_metrics
 from ksel.trajectory import Schedule, read_schedule
 
@@ -78,7 +79,8 @@ def load_run(folder: Path) -> Run:
         raise UsageError(f"RUN: there is no folder {folder}. Give the folder of a run.")
     if not any((folder / part).is_file() for part in PARTS):
         raise UsageError(
-            f"RUN: {folder} is not the folder of a run: it has none of {', '.join(PARTS)}."
+            f"RUN: {folder} is not the folder of a run: it has none of {', '.join(PARTS)}. "
+            f"{what_it_is(folder)}".rstrip()
         )
     run = Run(folder)
     run.summary = _read_json(run, "summary.json")

@@ -243,6 +243,8 @@ def _phases(runs: Sequence[Run], names: Sequence[str]) -> str:
             means.append(phase_means(actions))
         if len(pools) > 1 and means:
             body += f"<h3>Pool: {escape(', '.join(pool))}</h3>"
+        if len(means) > 1:
+            body += _different_tasks(runs, rows)
         for phase, title in enumerate(PHASES):
             if not means:
                 continue
@@ -273,6 +275,7 @@ def _agreement(runs: Sequence[Run], names: Sequence[str], together: Together) ->
             pool = runs[members[0]].schedule
             assert pool is not None
             body += f"<h3>Pool: {escape(', '.join(pool.pool))}</h3>"
+        body += _different_tasks(runs, members)
         body += "<div class='pair'>"
         for title, values in tables:
             shown = values.copy()
@@ -286,6 +289,17 @@ def _agreement(runs: Sequence[Run], names: Sequence[str], together: Together) ->
             )
         body += "</div>"
     return body
+
+
+def _different_tasks(runs: Sequence[Run], members: Sequence[int]) -> str:
+    """A note where figures are taken over runs of several tasks."""
+    tasks = list(dict.fromkeys(str(runs[index].fact("task")) for index in members))
+    if len(tasks) < 2:
+        return ""
+    return note(
+        f"These runs are of different tasks ({', '.join(tasks)}): agreement between them, and means "
+        f"over them, mix what differs by task with what differs by run."
+    )
 
 
 def _matrices(runs: Sequence[Run], members: Sequence[int]) -> list[tuple[str, np.ndarray]]:

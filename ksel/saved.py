@@ -19,6 +19,8 @@ CONFIG = "config.yaml"
 SCHEDULE = "schedule.parquet"
 STUDENT = "student"
 POLICY = "policy"
+COMPARISON = "compare.yaml"
+"""What the folder of a comparison has."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def open_run(folder: Path) -> SavedRun:
         raise UsageError(f"RUN: there is no folder {folder}. Give the folder of a run.")
     if not (folder / CONFIG).is_file():
         raise UsageError(
-            f"RUN: {folder} is not the folder of a run: it has no {CONFIG}. Give the folder that "
-            f"python -m ksel.run made."
+            f"RUN: {folder} is not the folder of a run: it has no {CONFIG}. "
+            f"{what_it_is(folder) or 'Give the folder that python -m ksel.run made.'}"
         )
     return SavedRun(
         folder,
@@ -85,6 +87,15 @@ def open_run(folder: Path) -> SavedRun:
         _json(folder / "summary.json"),
         _json(folder / "versions.json"),
     )
+
+
+def what_it_is(folder: Path) -> str:
+    """What to give instead of a folder that is none of a run's, in a sentence; empty where it is not known."""
+    if (folder / COMPARISON).is_file():
+        return f"It is a comparison: its page is {folder / 'compare.html'}, its runs are in {folder / 'runs'}."
+    if (folder.parent / CONFIG).is_file() and folder.name:
+        return f"It lies in the folder of a run: give {folder.parent}."
+    return ""
 
 
 def _json(path: Path) -> dict[str, Any]:

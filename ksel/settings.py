@@ -24,6 +24,7 @@ from jsonargparse import (
 from ksel.checks import check_config
 from ksel.config import RunConfig, StageConfig
 from ksel.errors import UsageError
+from ksel.methods import QUICK as QUICK  # for compare as well
 from ksel.methods import (
     for_each_teacher,
     keep_weights,
@@ -37,7 +38,6 @@ from ksel.methods import (
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-QUICK = "quick.yaml"
 RUN = "python -m ksel.run"
 
 
@@ -110,7 +110,10 @@ def parse_run(argv: Sequence[str]) -> RunConfig:
         SystemExit: after ``--help`` or ``--print_config``.
     """
     words = spread_lists(argv)
-    return _parse(build_parser(), [*_layers(words), *words])
+    layers = layer_names(words)
+    agent = next((Path(name).stem for name in layers if name.startswith("agents/")), None)
+    below = [part for layer in layers for part in ("--config", packaged(layer))]
+    return _parse(build_parser(), [*below, *words], agent)
 
 
 def spread_lists(argv: Sequence[str]) -> list[str]:
@@ -209,11 +212,6 @@ def _absolute(name: str | None) -> str | None:
     return str(Path(name).resolve()) if name is not None and Path(name).is_dir() else name
 
 
-def _layers(argv: Sequence[str]) -> list[str]:
-    """The YAML layers below the user's own, as command-line arguments."""
-    return [part for layer in layer_names(argv) for part in ("--config", packaged(layer))]
-
-
 def layer_names(argv: Sequence[str]) -> list[str]:
     """The YAML files of ``configs/`` that lie under this command line, the lowest first."""
     files = _values(argv, "--config")
@@ -257,13 +255,13 @@ def _values(argv: Sequence[str], option: str) -> list[str]:
     return found
 
 
-def _parse(parser: ArgumentParser, argv: Sequence[str]) -> RunConfig:
+def _parse(parser: ArgumentParser, argv: Sequence[str], agent: str | None = None) -> RunConfig:
     try:
         return _finish(parser, parser.parse_args(list(argv)))
     except UsageError:
         raise
     except Exception as error:  # jsonargparse: ArgumentError, KeyError, TypeError, ...
-        raise _explain(error) from error
+        raise _explain(error, agent) from error
 
 
 def _finish(parser: ArgumentParser, parsed: Namespace) -> RunConfig:
@@ -322,9 +320,27 @@ def _refuse_null(prefix: str, settings: Any) -> None:
             raise UsageError(f"--{prefix}{field.name}: null is not valid; it needs a value.")
 
 
-def _unknown_setting(name: str) -> UsageError:
-    near = difflib.get_close_matches(name, known_options(), n=1, cutoff=0.5)
-    hint = f" Did you mean --{near[0]}?" if near else ""
+MOST_MEANT = 3
+"""Settings that are offered for a bare name that several groups have."""
+
+
+def _meant(name: str, agent: str | None) -> list[str]:
+    """Settings that an unknown one may stand for, the likeliest first.
+
+    A name without its group stands for those of the groups that have it: the student's optimiser
+    and the run's agent come first.
+    """
+    bare = name.replace("-", "_")
+    ends = [one for one in known_options() if one.rpartition(".")[2] == bare]
+    ranks = {"optim": 0, agent: 1}
+    ends.sort(key=lambda one: ranks.get(one.partition(".")[0], 2))
+    return ends[:MOST_MEANT] or difflib.get_close_matches(name, known_options(), n=1, cutoff=0.5)
+
+
+def _unknown_setting(name: str, agent: str | None = None) -> UsageError:
+    near = [f"--{one}" for one in _meant(name, agent)]
+    listed = " or ".join([", ".join(near[:-1]), near[-1]] if near[1:] else near)
+    hint = f" Did you mean {listed}?" if near else ""
     return UsageError(
         f"--{name}: unknown setting.{hint} See python -m ksel.run --help for all of them."
     )
@@ -337,7 +353,7 @@ def _not_a_group(name: str) -> UsageError:
     )
 
 
-def _explain(error: Exception) -> UsageError:
+def _explain(error: Exception, agent: str | None = None) -> UsageError:
     """One readable message out of jsonargparse's, with the nearest option where one is unknown."""
     text = " ".join(str(error).split())
     if "Unable to load config" in text and (group := re.search(r'key "(\w+)"', text)):
@@ -351,7 +367,7 @@ def _explain(error: Exception) -> UsageError:
         return _invalid_value(invalid.group(1), invalid.group(2))
     unknown = re.search(r"[Uu]nrecognized arguments: --([^\s=]+)", text)
     if unknown:
-        return _unknown_setting(unknown.group(1))
+        return _unknown_setting(unknown.group(1), agent)
     stray = re.search(r"[Uu]nrecognized arguments: (\S+)", text)
     if stray:
         return UsageError(

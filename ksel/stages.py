@@ -165,6 +165,24 @@ def stage_decisions(ends: Sequence[int], phase_steps: int) -> list[int]:
     ]
 
 
+def window_count(ends: Sequence[int], phase_steps: int, window: int) -> int:
+    """Windows of one episode with amortised rewards: each ends with a decision, the last one with the
+    episode, however short it is.
+
+    Args:
+        ends: the update after the last one of each stage.
+        phase_steps: updates of a decision.
+        window: updates of a window at least.
+    """
+    windows = updates = 0
+    for start, end in zip((0, *ends), ends, strict=False):
+        for first in range(start, end, phase_steps):
+            updates += min(phase_steps, end - first)
+            if updates >= window:
+                windows, updates = windows + 1, 0
+    return windows + (updates > 0)
+
+
 def decision_count(ends: Sequence[int], phase_steps: int) -> int:
     """Decisions of one episode."""
     return sum(stage_decisions(ends, phase_steps))

@@ -16,7 +16,7 @@ from ksel.config import RunConfig
 from ksel.costs import Costs, cost_lines, cost_table, multiples, search_cost
 from ksel.models import parameter_count
 from ksel.setup import Setup
-from ksel.stages import stage_ends, stage_shares
+from ksel.stages import stage_ends, stage_shares, window_count
 from ksel.trajectory import ScheduleWriter, time_means
 from ksel.trust import FEWEST, calibration, trust_line
 from ksel.types import Shape
@@ -75,13 +75,29 @@ def opening_lines(setup: Setup, episode: int | None) -> list[str]:
             f"rewards: predicted from credit ({setup.distiller.credit.method}), checked against true "
             f"drops every {config.env.window} updates"
         )
-        windows = setup.updates // config.env.window
-        if windows < FEWEST:
-            lines.append(
-                f"note: {setup.updates} updates have {windows} such windows, and {FEWEST} are needed to "
-                f"judge whether predictions are true: lower --env.window to have them judged"
-            )
+        lines += _few_windows(config, setup.updates)
     return lines
+
+
+def _few_windows(config: RunConfig, updates: int) -> list[str]:
+    """A note where the final student has too few windows to be judged, with the window that helps."""
+    if config.search == "branch":
+        return []  # each branch is a window
+    ends, held = stage_ends(stage_shares(config.stages), updates), config.env.phase_steps
+    windows = window_count(ends, held, config.env.window)
+    if windows >= FEWEST:
+        return []
+    remedy = "raise --optim.max_updates, or lower --env.phase_steps, to have them judged"
+    for window in range(max(1, (updates - 1) // (FEWEST - 1)), 0, -1):
+        found = window_count(ends, held, window)
+        if found >= FEWEST:
+            remedy = f"--env.window {window} gives {found}"
+            break
+    return [
+        f"note: {updates} update{'s have' if updates != 1 else ' has'} {windows} such "
+        f"window{'s' if windows != 1 else ''}, and {FEWEST} are needed to judge whether predictions "
+        f"are true: {remedy}"
+    ]
 
 
 def _stage_lines(setup: Setup) -> list[str]:

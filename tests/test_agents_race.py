@@ -15,7 +15,7 @@ from job import Outcome, run_job, small
 import ksel.replay
 from agents.make import check_settings, make_agent
 from agents.policy import Learner, Resumable, load_policy
-from agents.race import NAME, RaceAgent, RacePolicy
+from agents.race import NAME, HeatRecord, RaceAgent, RacePolicy
 from agents.racing import Heats, challengers, family, plan_heats
 from agents.table import resolve_reward, resolve_search
 from envs.distillation import DistillationEnv
@@ -324,6 +324,25 @@ def test_a_challenger_that_is_clearly_ahead_takes_over() -> None:
         for u in range(240)
     ]
     assert played == track.masks
+
+
+@pytest.mark.parametrize(
+    ("t", "taken", "end"),
+    [
+        (1.14, False, "ahead by 1.1 standard errors, and it takes more than 2: does not take over"),
+        (-3.0, False, "behind by 3.0 standard errors: does not take over"),
+        (0.0, False, "challenger level: does not take over"),
+        (4.0, True, "ahead by 4.0 standard errors: takes over"),
+        (4.0, False, "standard errors, another challenger was kept: does not take over"),
+        (None, False, "one diverged: does not take over"),
+    ],
+)
+def test_a_heat_in_words(t: float | None, taken: bool, end: str) -> None:
+    agent = build()
+    agent.heats = [HeatRecord(0, 30, POOL, ("label", "response"), (0.5, 0.6), t, taken)]
+    (line,) = agent.figures()["says"]
+    assert line.startswith(f"race: updates 0-30: label, response against {', '.join(POOL)}: ")
+    assert line.endswith(end)
 
 
 def test_two_challengers_race_in_one_heat() -> None:

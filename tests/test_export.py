@@ -168,6 +168,7 @@ def test_a_writer_that_fails_leaves_nothing(
         (["--to", "pickle"], "unknown format 'pickle'. Known: minari, npz"),
         (["--to", "minari", "--name", "../out-v0"], "is no name for Minari"),
         (["--to", "minari", "--name", "rte"], "write it like ksel/rte-a2c-v0"),
+        (["--to", "npz", "--out", "x/two.npz"], "Give --out x --to npz --name two."),
         (["--to", "npz", "--stages", "references"], "none of the runs has a decision there"),
     ],
 )
@@ -175,7 +176,7 @@ def test_mistakes_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     run = write_run(tmp_path / "run")
-    assert ksel(["export", str(run), *words, "--out", str(tmp_path / "sets")]) == 2
+    assert ksel(["export", str(run), "--out", str(tmp_path / "sets"), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "sets").exists()
 

@@ -312,7 +312,10 @@ def test_a_policy_that_does_not_fit_is_refused_by_its_differences(
     run = runs("explore")
     logged = load(run)
     other = saved_policy(tmp_path / "pool", run, pool=["label", "nst"])
-    with pytest.raises(UsageError, match=r"^--policy: .*knows nst, the run does not; the run has .*Give one over label"):
+    with pytest.raises(
+        UsageError,
+        match=r"^--policy: .*knows nst, the run does not; the run has .*Give one over label",
+    ):
         find_policy(str(other), logged)
     wide = saved_policy(tmp_path / "wide", run, observation=[["training", [40]]])
     with pytest.raises(UsageError, match=r"'training' has shape \(31,\), the policy needs \(40,\)"):

@@ -213,6 +213,13 @@ def test_an_existing_file_is_kept_unless_told_otherwise(
     assert "is the input itself" in capsys.readouterr().err
 
 
+def test_the_folder_of_a_student_is_told_from_its_run(
+    finished: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(finished / "student", "--input", texts) == 2
+    assert f"It lies in the folder of a run: give {finished}." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [

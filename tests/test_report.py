@@ -16,6 +16,7 @@ from ksel import plots, report_page
 from ksel.cli import guard
 from ksel.errors import UsageError
 from ksel.files import write_json
+from ksel.page import is_own
 from ksel.report import main
 from ksel.report_learned import Learned
 from ksel.report_page import load_run, page, write_report
@@ -287,6 +288,34 @@ def test_a_full_disk_is_one_message_and_other_failures_are_not_hidden(
     assert "model.zip" in capsys.readouterr().err
     with pytest.raises(OSError, match="text"):
         guard(fails(errno.EIO))
+
+
+def test_a_comparison_is_told_from_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "compare.yaml").write_text("methods: [a2c]\n")
+    assert guard(main, [str(tmp_path)]) == 2
+    page, runs = tmp_path / "compare.html", tmp_path / "runs"
+    said = f"It is a comparison: its page is {page}, its runs are in {runs}."
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_page_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = make_run(tmp_path / "run"), tmp_path / "notes.html"
+    for text in ("", "mine", "<!doctype html>\n<html><title>ksel: my notes</title></html>"):
+        other.write_text(text)
+        for runs in ([run], [run, make_run(tmp_path / f"second{len(text)}")]):
+            assert guard(main, [*map(str, runs), "--out", str(other)]) == 2
+            assert f"--out: {other} exists and is no page of ksel" in capsys.readouterr().err
+            assert other.read_text() == text
+    other.unlink()
+    for _ in range(2):  # a page of ksel is written anew
+        assert guard(main, [str(run), "--out", str(other)]) == 0
+    (run / "report.html").write_text("cut short")
+    assert guard(main, [str(run)]) == 0
+    assert is_own(run / "report.html")
 
 
 def test_usage_error_is_raised_to_callers(tmp_path: Path) -> None:

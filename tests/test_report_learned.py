@@ -307,7 +307,8 @@ def test_why_there_is_no_response_is_on_the_page(tmp_path: Path) -> None:
     assert "static is a rule that does not look" in report.learned_by(loaded).reason
     write_json(run / "policy" / "policy.json", {**header, "pool": ["label"]})
     assert "the policy in" in report.learned_by(loaded).reason
-    assert "adds how the policy responds" in write_report(run).read_text("utf-8")
+    said = f"`python -m ksel.report {run}` adds how the policy responds"
+    assert said in write_report(run).read_text("utf-8")
 
 
 def test_the_masks_of_a_search_are_a_table(tmp_path: Path) -> None:

@@ -199,6 +199,19 @@ def test_different_data_is_said(tmp_path: Path, three: list[Path]) -> None:
     assert "Data: folder glue/qnli" in html
 
 
+def test_different_tasks_are_said_where_figures_mix_them(tmp_path: Path, three: list[Path]) -> None:
+    said = "These runs are of different tasks (qnli, rte): agreement"
+    rte = make_run(tmp_path / "rte", task="rte")
+    html = runs_page(load_runs([three[0], rte]), unknown(2))
+    for heading in ("By phase of training", "Do they agree?"):
+        part = html[html.index(f"<h2>{heading}</h2>") :]
+        assert said in part[: part.index("</section>")]
+    assert "different tasks" not in runs_page(load_runs(three), unknown(3))
+    assert "different tasks" not in runs_page(
+        load_runs([three[0], other(tmp_path / "lone", pool=POOL[:3])]), unknown(2)
+    )
+
+
 def test_runs_that_ended_early_are_shown_as_far_as_they_came(
     tmp_path: Path, three: list[Path]
 ) -> None:

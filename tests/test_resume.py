@@ -187,6 +187,17 @@ def test_twice_interrupted_and_without_checkpoints_in_between(
     check_same(whole(**settings), run)
 
 
+def test_a_student_after_going_on_has_the_speed_of_the_first(
+    values: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    times = iter(range(1, 9))
+    monkeypatch.setattr("ksel.job_stages.seconds_per_example", lambda *_: next(times))
+    run = interrupted(tmp_path, values(agent="static"), 9)  # within the reference
+    outcome = go_on(run)
+    assert "within reference:all" in outcome.out
+    assert [one["ms_per_example"] for one in outcome.summary["students"]] == [2000.0] * 2
+
+
 def test_checkpoints_change_nothing(whole: Callable[..., Path]):
     never = whole(agent="static", checkpoint={"every": 0})
     often = whole(agent="static")

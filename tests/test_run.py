@@ -432,6 +432,20 @@ def test_evaluation_marks(updates: int, count: int, marks: list[int]):
     assert evaluation_marks(updates, count) == marks
 
 
+def test_students_of_one_shape_have_one_speed(run: Runner, monkeypatch: pytest.MonkeyPatch):
+    measured: list[object] = []
+
+    def clock(model: object, *_: object) -> float:
+        measured.append(model)
+        return float(len(measured))
+
+    monkeypatch.setattr("ksel.job_stages.seconds_per_example", clock)
+    outcome = run(agent="static", references=["finetune", "all"])
+    assert outcome.json("teacher.json")["ms_per_example"] == 1000.0
+    assert [one["ms_per_example"] for one in outcome.summary["students"]] == [2000.0] * 3
+    assert len(measured) == 2
+
+
 def test_no_measurement_on_the_way(run: Runner):
     rows = {"dev_on_the_way": RowsConfig().dev_on_the_way}
     outcome = run(agent="static", evaluations=0, references=[], rows=rows)

@@ -449,6 +449,16 @@ def test_print_config_is_valid_yaml_that_config_takes_back(
         (["--tsk", "rte"], "--tsk: unknown setting. Did you mean --task?"),
         (["--optim.epoch", "3"], "--optim.epoch: unknown setting. Did you mean --optim.epochs?"),
         (["--optim.lr=3"], "--optim.lr: unknown setting."),
+        (
+            ["--learning_rate", "1e-3"],
+            "Did you mean --optim.learning_rate, --a2c.learning_rate or --fine_tune.learning_rate?",
+        ),
+        (
+            ["--learning-rate", "1e-3", "--agent", "ppo"],
+            "Did you mean --optim.learning_rate, --ppo.learning_rate or --fine_tune.learning_rate?",
+        ),
+        (["--phase_steps", "2"], "Did you mean --env.phase_steps?"),
+        (["--task", "SST2"], "--task: unknown task 'SST2'. Did you mean 'sst2'?"),
         (["--task", "qnly"], "--task: unknown task 'qnly'. Did you mean 'qnli'?"),
         (
             ["--env.objective", "crossentropy"],

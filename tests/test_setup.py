@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 
+from ksel import machine
 from ksel import setup as room
 from ksel.config import OptimConfig, RunConfig
 from ksel.errors import UsageError
@@ -377,7 +378,30 @@ def test_threads(tiny_settings: Callable[..., dict]) -> None:
     prepare(config_from_dict(tiny_settings(threads=1)))
     assert torch.get_num_threads() == 1
     assert resolve_threads(RunConfig(threads=3)).threads == 3
-    assert resolve_threads(RunConfig()).threads == available_cores() >= 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [(None, 6), ("1", 1), (" 4 ", 4), ("64", 6), ("0", 6), ("-2", 6), ("many", 6), ("4,2", 6)],
+)
+def test_threads_of_the_environment_are_not_exceeded(
+    monkeypatch: pytest.MonkeyPatch, environment: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(machine, "available_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    config = resolve_threads(RunConfig())
+    assert config.threads == threads
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "1"
+    )  # a run that goes on has the number that it began with
+    assert resolve_threads(config).threads == threads
+    assert resolve_threads(RunConfig(threads=9)).threads == 9
+
+
+def test_there_is_a_core() -> None:
+    assert available_cores() >= 1
 
 
 def test_step_budget() -> None:

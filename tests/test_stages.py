@@ -19,7 +19,7 @@ from ksel.config import StageConfig
 from ksel.errors import UsageError
 from ksel.optim import linear_schedule
 from ksel.setup import Setup
-from ksel.stages import build_stages, decision_count, place, stage_ends
+from ksel.stages import build_stages, decision_count, place, stage_ends, window_count
 from ksel.summary import opening_lines
 from ksel.trajectory import ScheduleWriter, read_schedule
 
@@ -316,6 +316,45 @@ def test_observing_without_measuring_pays_nothing_and_touches_no_reward_rows(
     assert measured["training"][2] == seeing["training"][2]
     flat = setup.ledger.since(held_out).flat()
     assert flat["cost/held_out_examples"] == len(setup.reward)  # the last reset alone
+
+
+def test_windows_end_with_decisions_and_the_last_one_with_the_episode() -> None:
+    assert [window_count([60], 1, window) for window in (50, 60, 8, 7)] == [2, 1, 8, 9]
+    assert window_count([60], 2, 7) == 8  # of 8 updates each
+    assert window_count([5, 12], 4, 4) == 3  # decisions of 4, 1, 4, 3: the second window has 5
+
+
+@pytest.mark.parametrize(
+    ("updates", "changes", "note"),
+    [
+        (60, {}, "60 updates have 2 such windows, and 8 are needed * --env.window 8 gives 8"),
+        (40, {}, "40 updates have 1 such window, and 8 are needed * --env.window 5 gives 8"),
+        (1, {}, "1 update has 1 such window, * raise --optim.max_updates, or lower --env.phase_"),
+        (60, {"phase_steps": 20}, "have 1 such window, * raise --optim.max_updates, or lower"),
+        (400, {}, None),
+        (60, {"window": 8}, None),
+    ],
+)
+def test_too_few_windows_are_counted_at_the_start_as_they_will_be_at_the_end(
+    tiny_setup: Callable[..., Setup], updates: int, changes: dict[str, int], note: str | None
+) -> None:
+    setup = tiny_setup(env={"reward": "amortized", **changes}, optim={"max_updates": updates})
+    notes = [line for line in opening_lines(setup, None) if "such window" in line]
+    assert len(notes) == (note is not None)
+    for part in note.split(" * ") if note else ():
+        assert part in notes[0]
+    if updates == 60 and not changes:
+        env = DistillationEnv(setup=setup)
+        env.reset(seed=0)
+        terminated = False
+        while not terminated:
+            *_, terminated, _, info = env.step(np.ones(len(setup.pool.names)))
+        assert info["windows"] == 2
+
+
+def test_branches_are_windows_of_their_own(tiny_setup: Callable[..., Setup]) -> None:
+    changes = {"agent": "all_action", "search": "branch", "env": {"reward": "amortized"}}
+    assert not [n for n in opening_lines(tiny_setup(**changes), None) if "such window" in n]
 
 
 def test_the_opening_lines_name_the_stages(staged: Setup) -> None:

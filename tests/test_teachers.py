@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from ksel import locating, teachers
@@ -26,7 +27,9 @@ from ksel.data import Split, tokenize
 from ksel.errors import UsageError
 from ksel.fine_tuning import fine_tune, resolve_settings
 from ksel.heads import check_head, has_head, reorder_head
+from ksel.methods import packaged
 from ksel.models import load_classifier, load_config, load_tokenizer, weights_fingerprint
+from ksel.settings import config_from_dict
 from ksel.sources import Rows, read_folder
 from ksel.tasks import Task, get_task
 from ksel.teachers import (
@@ -423,6 +426,16 @@ def test_the_tiny_teacher_has_passes_and_a_rate_of_its_own() -> None:
     small = resolve_settings(given, tiny=True, say=said.append)
     assert small == FineTuneConfig(epochs=2.0, learning_rate=0.2, max_updates=7)
     assert said.pop().endswith("effect: --fine_tune.epochs, --fine_tune.learning_rate")
+
+
+def test_values_of_the_quick_job_are_not_said_to_be_without_effect() -> None:
+    """Nobody typed them: they lie under a plain command line."""
+    quick = config_from_dict(yaml.safe_load(Path(packaged("quick.yaml")).read_text())).fine_tune
+    said: list[str] = []
+    resolve_settings(quick, tiny=True, say=said.append)
+    assert said == []
+    resolve_settings(replace(quick, epochs=2.0), tiny=True, say=said.append)
+    assert said == ["teacher: it is the tiny one, so without effect: --fine_tune.epochs"]
 
 
 def test_settings_without_effect_share_the_stored_teacher(opener: Opener, encoder: Path) -> None:
