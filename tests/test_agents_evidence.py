@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from credit_env import CreditEnv
+from credit_env import FIRST, CreditEnv
 
 from agents.all_action import AllAction
 from agents.evidence import FEWEST, Evidence, pull
@@ -132,12 +132,12 @@ class Noisy(CreditEnv):
     steps_of_noise = 0
 
 
-def distance(signal: float, **settings) -> np.ndarray:
-    """How far each bit's probability is from the start after 200 decisions."""
+def distance(signal: float, decisions: int = 200, seed: int = 0, **settings) -> np.ndarray:
+    """How far each bit's probability is from the start after some decisions."""
     env = Noisy()
     env.signal = signal
-    model = AllAction(env, AllActionConfig(gamma=0.0, **settings), seed=0)
-    model.learn(200)
+    model = AllAction(env, AllActionConfig(gamma=0.0, **settings), seed=seed)
+    model.learn(decisions)
     observation = {name: value[None] for name, value in env.reset(seed=1)[0].items()}
     logits = model.policy.logits({k: torch.as_tensor(v) for k, v in observation.items()})
     return 1 / (1 + np.exp(-logits[0])) - 0.97
@@ -149,4 +149,10 @@ def test_in_noise_alone_the_policy_stays_at_its_start():
 
 
 def test_types_that_harm_through_the_noise_go():
-    assert distance(20.0).min() < -0.5
+    """Which of them, and when, differs by seed and machine; those that help stay."""
+    found = np.array(
+        [distance(20.0, decisions, seed) for decisions in (200, 400) for seed in range(3)]
+    )
+    harms = FIRST < 0
+    assert (found[:, harms].min(1) < -0.5).sum() >= 2
+    assert found[:, ~harms].min() > -0.1
