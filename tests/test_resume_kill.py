@@ -126,6 +126,7 @@ def test_every_agent_survives(
     values = settings(tiny_data, tiny_teacher, tmp_path / "store", **changes)
     run, kills = storm(tmp_path, values, 6, 3, monkeypatch)
     assert kills == 6
+    values["store"] = str(tmp_path / "another")  # in which nothing is found done
     check_same(run_job(tmp_path, values, name="whole").folder, run)
 
 
