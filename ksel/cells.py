@@ -15,13 +15,16 @@ from ksel.errors import UsageError, unknown_name
 from ksel.files import write_text
 from ksel.grids import Key, flattened
 from ksel.methods import merged, read_yaml
+from ksel.saved import COMPARISON
 from ksel.settings import known_options
 
-PLAN = "compare.yaml"
+PLAN = COMPARISON
 KEYS = ("base", "tasks", "methods", "baselines", "seeds")
 OWN = ("out", "name", "seed", "references")
 """Settings of a run that the comparison sets itself."""
 PLACES = ("data", "teacher")
+PLAYED = ("policy", "schedule")
+"""Before a colon in a method's name: what of a saved run decides."""
 TEACHER, CELL = "teacher", "cell"
 """Kinds of work: a task's teacher is prepared once, before its cells."""
 FROM = "from"
@@ -196,7 +199,7 @@ def short(name: str) -> str:
     prefix, colon, rest = name.partition(":")
     if colon and prefix in ("only", "agent"):
         return rest
-    if colon and prefix in ("policy", "schedule"):
+    if colon and prefix in PLAYED:
         return f"{prefix}:{Path(rest).name}"
     return Path(name).stem if name.endswith((".yaml", ".yml")) else name
 
@@ -213,7 +216,7 @@ def _method(label: str, own: dict[str, Any]) -> dict[str, Any]:
 def _located(name: str) -> str:
     """A method's name; a file or a run in it by its absolute path, so that it is found from anywhere."""
     prefix, colon, rest = name.partition(":")
-    if colon and prefix in ("policy", "schedule"):
+    if colon and prefix in PLAYED:
         return f"{prefix}:{Path(rest).resolve()}" if Path(rest).exists() else name
     file = name.endswith((".yaml", ".yml")) and Path(name).is_file()
     return str(Path(name).resolve()) if file else name
